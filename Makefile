@@ -1,0 +1,43 @@
+# Everything that is done with a checkout. `make help` lists it.
+SHELL := /bin/bash
+MAKEFLAGS += --no-print-directory
+PY := .venv/bin/python
+
+.PHONY: help setup demo test check format bench build clean distclean
+.DEFAULT_GOAL := help
+
+help:  ## list what can be made
+	@awk -F ':.*## *' '/^[a-z]+:.*##/ { printf "%-10s %s\n", $$1, $$2 }' Makefile
+
+setup:  ## packages of the distribution, .venv, the C parts
+	@scripts/setup.sh
+
+demo: setup  ## run the quickstart notebook under real probes
+	@$(PY) scripts/demo.py
+
+test: check  ## linters, types and the whole test suite
+	@$(PY) -m pytest
+
+check: setup  ## linters, formatters and the type checker
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/clang-format --dry-run -Werror bpf/*.c bpf/*.h
+
+format: setup  ## rewrite the sources as `make check` wants them
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+	.venv/bin/clang-format -i bpf/*.c bpf/*.h
+
+bench: setup  ## measure beside peers; takes minutes on a quiet machine
+	@$(PY) benchmarks/sampling.py
+
+build: setup  ## a wheel, in dist/
+	@$(PY) -m build --wheel --no-isolation --outdir dist
+
+clean:  ## remove what was built
+	@$(MAKE) -C bpf clean
+	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+distclean: clean  ## remove .venv too
+	@rm -rf .venv

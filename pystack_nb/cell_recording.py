@@ -1,0 +1,211 @@
+"""One run of the magic: probes on, probes off, and what becomes of the recording."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from IPython.display import display
+
+from pystack_nb.errors import ProfilerStateError, PystackError
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from pystack_nb.options import Options
+    from pystack_nb.recording import Recording
+    from pystack_nb.trim import Machinery
+
+# What runs a cell.  These call code that is not theirs ...
+_CARRIERS = (
+    "asyncio",
+    "tornado",
+    "threading",
+    "nest_asyncio",
+    "nest_asyncio2",
+    "IPython.core.events",
+)
+# ... and these only their own.
+_OTHERS = (
+    "IPython",
+    "debugpy",
+    "ipykernel",
+    "jupyter_client",
+    "pystack_nb",
+    "selectors",
+    "traitlets",
+    "zmq",
+)
+# What a cell's code goes through on its way to code that is the user's, too.
+_INSIDE = ("IPython", "ipykernel", "traitlets")
+
+# How the kernel's own program was started; asked now, since cells may change sys.argv.
+_STARTERS = ("<frozen runpy>", *(path for path in sys.argv[:1] if path))
+
+
+class CellRecording:
+    """A recording of one cell or statement.
+
+    Parameters
+    ----------
+    shell : InteractiveShell
+        Where the cell runs.
+    options : Options
+        From the magic's line.
+    """
+
+    def __init__(self, shell: InteractiveShell, options: Options) -> None:
+        # NumPy and pandas come only when the probes are off: a cell that imports them is
+        # recorded doing so, and may set before what they read then, such as OMP_NUM_THREADS.
+        from pystack_nb import core  # noqa: PLC0415 - loading the extension need not wait for it
+
+        self._shell = shell
+        self._options = options
+        self._core = core
+        self._profiler = core.PyStackProfiler(mode=options.mode, hz=options.hz)
+        self._cell: dict[str, Any] = {}
+
+    def start(self) -> None:
+        """Switch the probes on.
+
+        Raises
+        ------
+        PystackError
+            If the probes can't be attached; nothing is recorded then.
+        """
+        try:
+            with _interrupts_held():
+                self._profiler.start_profiling()
+        except KeyboardInterrupt:
+            with suppress(ProfilerStateError):  # it may not have come to that
+                self._profiler.stop_profiling()
+            raise
+        self._cell = {
+            "pid": os.getpid(),
+            "tid": threading.get_native_id(),
+            "start_ns": time.perf_counter_ns(),
+        }
+
+    def finish(self, filename: str) -> None:
+        """Switch the probes off, keep the recording, export and display it.
+
+        Parameters
+        ----------
+        filename : str
+            What the cell's code was compiled under.
+
+        What goes wrong here is shown, and not raised: the cell's own outcome stands.
+        """
+        self._cell |= {"filename": filename, "end_ns": time.perf_counter_ns()}
+        if os.getpid() != self._cell["pid"]:
+            return  # a forked copy of the kernel ran on to the end of the cell
+        recording = None
+        with _errors_shown():
+            recording = self._stop()
+        if recording is None:
+            return
+        with _errors_shown():
+            recording = self._trimmed(recording)
+        self._core.remember(recording)
+        if self._options.output is not None:
+            self._shell.user_ns[self._options.output] = recording
+        if not self._options.quiet:
+            with _errors_shown():
+                # Made here: IPython would put an error in making it in place of the cell's own.
+                display(recording._repr_mimebundle_(), raw=True)
+        for path in self._options.export:
+            with _errors_shown():
+                recording.export(path)
+
+    def _stop(self) -> Recording | None:
+        try:
+            with _interrupts_held():
+                self._profiler.stop_profiling()
+        except (PystackError, KeyboardInterrupt):
+            # What was recorded up to the failure is kept, and the failure shown.
+            _show_error()
+        return self._profiler.recording
+
+    def _trimmed(self, recording: Recording) -> Recording:
+        from pystack_nb.trim import trim  # noqa: PLC0415 - imports pandas
+
+        files = recording.frames["filename"].cat.categories
+        labels = {file: self._shell.compile.format_code_name(file) for file in files}
+        names = {file: label[-1] for file, label in labels.items() if label}
+        return trim(recording, _machinery(), self._cell, names)
+
+
+def _machinery() -> Machinery:
+    from pystack_nb.trim import Machinery  # noqa: PLC0415 - imports pandas
+
+    return Machinery(
+        carriers=tuple(_places(_CARRIERS)),
+        others=(*_places(_OTHERS), *_STARTERS),
+        inside=tuple(_places(_INSIDE)),
+        threads=("ZMQbg/",),
+    )
+
+
+def _places(names: Iterable[str]) -> Iterator[str]:
+    """Find the files and folders that the frames of modules are called by."""
+    for name in names:
+        module = sys.modules.get(name)
+        file = getattr(module, "__file__", None)
+        if file:
+            yield f"{Path(file).parent}/" if hasattr(module, "__path__") else file
+
+
+@contextmanager
+def _errors_shown() -> Iterator[None]:
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):  # noqa: BLE001 - shown beside the cell's own outcome
+        _show_error()
+
+
+def _show_error() -> None:
+    # Not by the shell: its newest traceback is the cell's, which the frontend is still to get.
+    error = sys.exception()
+    if isinstance(error, PystackError):
+        print(  # noqa: T201 - to the cell's own output
+            f"{type(error).__name__}: {error}", file=sys.stderr
+        )
+    else:
+        traceback.print_exc()
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Keep a Ctrl-C for later, so that it can't leave the probes on.
+
+    A second one ends what hangs: it closes the connection, and with it the probes go.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pending: list[int] = []
+
+    def hold(number: int, _: object) -> None:
+        if pending:
+            pending.clear()
+            raise KeyboardInterrupt
+        pending.append(number)
+
+    before = signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if pending:
+            signal.raise_signal(signal.SIGINT)

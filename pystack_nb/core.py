@@ -1,0 +1,347 @@
+"""The profiler: switch the probes on, switch them off, and get a Recording.
+
+``python -m pystack_nb.core IN OUT`` converts a spool file to what the suffix of OUT says.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+import sys
+import threading
+import time
+import warnings
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pystack_nb.collector.client import connect
+from pystack_nb.conversion import run
+from pystack_nb.errors import (
+    OptionError,
+    ProfilerStateError,
+    RateError,
+    RecordingEndedError,
+    RecordingFormatError,
+    from_collector,
+)
+from pystack_nb.rate import DEFAULT_HZ
+from pystack_nb.spool import Spool, leftovers
+
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from pystack_nb.collector.client import CollectorClient
+    from pystack_nb.recording import Recording
+
+MODES = ("sample",)
+
+_kept: Recording | None = None
+
+
+class PyStackProfiler:
+    """Record what a process does, with probes in the kernel.
+
+    Parameters
+    ----------
+    mode
+        Ways of looking, separated by commas. So far ``"sample"``: where time goes.
+    hz
+        Samples per second of a thread's CPU time. The default is a prime, so that it can't run
+        in step with a loop.
+
+    Attributes
+    ----------
+    recording : Recording or None
+        The newest finished recording, also when `stop_profiling` raised.
+
+    Raises
+    ------
+    OptionError
+        For an unknown mode.
+    RateError
+        For a rate that is no positive whole number.
+
+    Examples
+    --------
+    >>> with PyStackProfiler() as profiler:  # doctest: +SKIP
+    ...     work()
+    >>> profiler.recording.functions()  # doctest: +SKIP
+    """
+
+    def __init__(self, mode: str = "sample", hz: int = DEFAULT_HZ) -> None:
+        self.recording: Recording | None = None
+        self._mode = _checked_mode(mode)
+        self._hz = _checked_rate(hz)
+        self._client: CollectorClient | None = None
+        self._spool: Spool | None = None
+        self._may_exit = False
+        self._owner = os.getpid()
+        self._threads: dict[str, str] | None = None
+
+    def start_profiling(self, pid: int | None = None, *, wait_python: bool = False) -> None:
+        """Switch the probes on.
+
+        Parameters
+        ----------
+        pid
+            Whom to record; None: this process.
+        wait_python
+            The process has just been started: its interpreter may come a little later, and
+            that it ends during the recording is no error.
+
+        Raises
+        ------
+        PystackError
+            Of the class that says what is missing; then nothing is recorded.
+        """
+        if self._spool is not None:
+            raise ProfilerStateError("this profiler is recording: call stop_profiling() first.")
+        spool = Spool.create(self._description(pid) | {"whole_program": wait_python})
+        try:
+            client = connect()
+            client.start(spool.fd, pid, self._hz, wait_python=wait_python)
+        except BaseException:
+            spool.remove()
+            raise
+        self._client, self._spool = client, spool
+        self._may_exit = wait_python
+        self._owner = os.getpid()
+        self._threads = _thread_names() if pid in {None, os.getpid()} else None
+
+    def stop_profiling(self) -> Recording:
+        """Switch the probes off and return what was recorded.
+
+        Returns
+        -------
+        Recording
+            Also kept as `recording`, and as `pystack_nb.last()`.
+
+        Raises
+        ------
+        ProfilerStateError
+            If nothing is being recorded.
+        TargetExitedError, SpoolFullError, AccessDeniedError, CollectorError
+            When the recording ended earlier than asked. What was recorded until then is in
+            `recording`.
+        """
+        client, spool = self._recording_now()
+        self._client = self._spool = None
+        try:
+            result = client.stop()
+        except BaseException:
+            # It has gone, or this was interrupted: what it had written is there.
+            self._finish(spool, None)
+            raise
+        recording = self._finish(spool, result)
+        self._raise_for(result)
+        return recording
+
+    def get_stack_traces(self) -> list[dict[str, Any]]:
+        """List the samples so far, also while recording.
+
+        Returns
+        -------
+        list of dict
+            One per sample: ``timestamp`` (ns, CLOCK_MONOTONIC), ``pid``, ``tid``,
+            ``function``, ``filename``, ``line_number`` of the innermost Python frame, and
+            ``stack``, outermost first. Empty before the first recording.
+        """
+        if self._spool is None or self._owner != os.getpid():
+            return self.recording.to_traces() if self.recording else []
+        client, spool = self._recording_now()
+        client.flush()
+        return self.parse_stack_data(spool.read()).to_traces()
+
+    @staticmethod
+    def parse_stack_data(data: bytes) -> Recording:
+        """Turn the bytes of a spool file into a Recording.
+
+        Parameters
+        ----------
+        data
+            As ``bpf/pystack_time.h`` describes them; a file that was cut short gives what is
+            whole in it.
+
+        Raises
+        ------
+        RecordingFormatError
+            If this is no spool file.
+        """
+        # Here, since starting must not wait for pandas.
+        from pystack_nb.decode import decode  # noqa: PLC0415
+        from pystack_nb.recording import Recording  # noqa: PLC0415
+
+        return Recording(*decode(data))
+
+    def __enter__(self) -> Self:
+        self.start_profiling()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._spool is not None:
+            self.stop_profiling()
+
+    def _description(self, pid: int | None) -> dict[str, Any]:
+        return {
+            "client_pid": os.getpid(),
+            "target_pid": os.getpid() if pid is None else pid,
+            "hz": self._hz,
+            "mode": self._mode,
+            "versions": {
+                "pystack_nb": _version(),
+                "python": platform.python_version(),
+                "kernel": platform.release(),
+            },
+            # Read back to back, so that one clock can be told from another.
+            "clock_snapshot": {
+                "monotonic_ns": time.clock_gettime_ns(time.CLOCK_MONOTONIC),
+                "boottime_ns": time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+                "realtime_ns": time.clock_gettime_ns(time.CLOCK_REALTIME),
+            },
+        }
+
+    def _recording_now(self) -> tuple[CollectorClient, Spool]:
+        if self._client is None or self._spool is None:
+            raise ProfilerStateError("nothing is being recorded: call start_profiling() first.")
+        if self._owner != os.getpid():
+            raise ProfilerStateError(
+                "the recording belongs to the parent process: stop it there, or start one here."
+            )
+        return self._client, self._spool
+
+    def _finish(self, spool: Spool, result: dict[str, Any] | None) -> Recording:
+        try:
+            recording = self.parse_stack_data(spool.read())
+        except BaseException:
+            spool.close()  # nothing is lost: recover() finds it once this process has ended
+            raise
+        if result and result["reason"] == "spool-full":
+            _tell_losses(recording, result)
+        spool.remove()
+        if self._threads is not None:
+            # Before 3.14, the kernel knows threads by the program's name alone.
+            recording.info["thread_names"] |= self._threads | _thread_names()
+        self.recording = recording
+        remember(recording)
+        return recording
+
+    def _raise_for(self, result: dict[str, Any]) -> None:
+        reason, message = result["reason"], result["message"]
+        if reason == "stopped" or (reason == "target-exited" and self._may_exit):
+            return
+        error = from_collector(reason, message)
+        if isinstance(error, RecordingEndedError):
+            error.recording = self.recording
+        raise error
+
+
+def recover(*, keep: bool = True) -> list[Recording]:
+    """Open the recordings of this user's processes that were killed while recording.
+
+    A file that can't be read is left where it is, with a warning that names it.
+
+    Parameters
+    ----------
+    keep
+        Whether the files stay; False removes each one that was opened.
+
+    Returns
+    -------
+    list of Recording
+        Oldest first; ``info["spool"]`` is the file's path.
+
+    Raises
+    ------
+    SpoolError
+        If the folder of spool files can't be used.
+    """
+    recordings = []
+    for path in leftovers():
+        try:
+            recording = PyStackProfiler.parse_stack_data(path.read_bytes())
+        except FileNotFoundError:
+            continue  # someone else has removed it since
+        except (RecordingFormatError, OSError) as error:
+            warnings.warn(
+                f"{path} is left out ({error}): remove it if you do not need it.", stacklevel=2
+            )
+            continue
+        recording.info["spool"] = str(path)
+        recordings.append(recording)
+        if not keep:
+            path.unlink(missing_ok=True)
+    return recordings
+
+
+def last() -> Recording | None:
+    """Return the newest Recording of this process, or None."""
+    return _kept
+
+
+def remember(recording: Recording) -> None:
+    """Make `recording` the one that `last` returns."""
+    global _kept  # noqa: PLW0603 - one for each process, as the magic's users expect
+    _kept = recording
+
+
+def _thread_names() -> dict[str, str]:
+    return {str(thread.native_id): thread.name for thread in threading.enumerate()}
+
+
+@functools.cache
+def _version() -> str:
+    return importlib.metadata.version("pystack-nb")
+
+
+def _checked_mode(mode: str) -> str:
+    names = [name.strip() for name in mode.split(",")]
+    for name in names:
+        if name not in MODES:
+            raise OptionError(f"there is no mode {name!r}: choose from {', '.join(MODES)}.")
+    return ",".join(dict.fromkeys(names))
+
+
+def _checked_rate(hz: int) -> int:
+    known: object = hz  # a caller without a type checker may give anything
+    if isinstance(known, bool) or not isinstance(known, int) or hz < 1:
+        raise RateError(
+            f"{hz!r} is no sampling rate: choose a whole number of samples a second, such as "
+            f"{DEFAULT_HZ}."
+        )
+    return hz
+
+
+def _tell_losses(recording: Recording, result: dict[str, Any]) -> None:
+    # The file had no room for the collector's own counts, which its answer has, too.
+    recording.info["lost_by_cause"] |= result["lost_by_cause"]
+    recording.info["lost"] = sum(recording.info["lost_by_cause"].values())
+    recording.info["error"] = result["message"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Convert the spool file IN to OUT, in the format of its suffix; return the exit status."""
+    return run("pystack_nb.core", _convert, arguments)
+
+
+def _convert(source: str, out: str) -> None:
+    try:
+        data = Path(source).read_bytes()
+    except OSError as error:
+        raise RecordingFormatError(
+            f"can't read {source}: {error.strerror}; give a spool file"
+        ) from None
+    PyStackProfiler.parse_stack_data(data).export(out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

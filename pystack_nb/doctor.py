@@ -1,0 +1,344 @@
+"""``pystack-nb doctor``: what this machine has and lacks for each mode, and what mends it.
+
+What can be tried is tried: a line about a setting is only a hint, the last lines say what a real
+collector did.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import platform
+import re
+import shutil
+import subprocess
+import time
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pystack_nb.errors import PystackError
+from pystack_nb.rate import DEFAULT_HZ
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_PYTHON = "/usr/bin/python3"
+_BTF = Path("/sys/kernel/btf/vmlinux")
+_SYSCTL = Path("/proc/sys/kernel")
+_MARKS = {"has": "ok", "hint": "--", "lacks": "!!"}
+
+# What each option is for; the modes that are not there yet are left out.
+_CONFIG = {
+    "CONFIG_BPF_SYSCALL": "loads BPF programs",
+    "CONFIG_PERF_EVENTS": "the timer that samples",
+    "CONFIG_BPF_EVENTS": "BPF programs on that timer",
+    "CONFIG_DEBUG_INFO_BTF": "the kernel describes its structures",
+}
+# Bits of CapEff, linux/capability.h
+_CAPABILITIES = {"CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
+_TRIAL_SECONDS = 0.1
+_WAYS = {"own": "started one, which this user may", "service": "the installed service answers"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's.
+
+    Attributes
+    ----------
+    state
+        ``"has"``; ``"lacks"`` what the default mode can't do without; ``"hint"`` for what may or
+        may not matter.
+    subject, text
+        What was looked at, and what is the matter.
+    remedy
+        The command, or the step, that mends it.
+
+    """
+
+    state: str
+    subject: str
+    text: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        line = f"[{_MARKS[self.state]}] {self.subject}: {self.text}"
+        return f"{line}\n     to mend it: {self.remedy}" if self.remedy else line
+
+
+def main() -> int:
+    """Examine this machine and print what was found; return the exit status."""
+    able = True
+    for examine in EXAMINATIONS:
+        for finding in examine():
+            print(finding, flush=True)
+            if examine is examine_collector and finding.state == "lacks":
+                able = False
+    print(f"mode sample (default): {'can' if able else 'can not'} run on this machine")
+    return 0 if able else 1
+
+
+def examine_kernel() -> Iterator[Finding]:
+    """Tell version and architecture."""
+    machine = platform.machine()
+    text = f"{platform.system()} {platform.release()} on {machine}"
+    if machine == "x86_64" and platform.system() == "Linux":
+        yield Finding("has", "kernel", text)
+    else:
+        yield Finding("lacks", "kernel", text, "use a Linux machine of the x86-64 architecture")
+
+
+def examine_config() -> Iterator[Finding]:
+    """Look for the options that the kernel was built with."""
+    text = _kernel_config()
+    if text is None:
+        yield Finding(
+            "hint", "kernel config", "can't be read here; what counts is tried further down"
+        )
+        return
+    for option, purpose in _CONFIG.items():
+        if re.search(rf"^{option}=[ym]$", text, re.MULTILINE):
+            yield Finding("has", option, purpose)
+        else:
+            yield Finding("lacks", option, purpose, f"boot a kernel that has {option}=y")
+
+
+def _kernel_config() -> str | None:
+    for path in _config_files():
+        try:
+            data = path.read_bytes()
+        except OSError:
+            continue
+        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+    return None
+
+
+def _config_files() -> list[Path]:
+    release = platform.release()
+    return [
+        Path("/proc/config.gz"),
+        Path(f"/boot/config-{release}"),
+        Path(f"/lib/modules/{release}/config"),
+    ]
+
+
+def examine_btf() -> Iterator[Finding]:
+    """Look for the kernel's own description of its structures."""
+    if os.access(_BTF, os.R_OK):
+        yield Finding("has", "BTF", str(_BTF))
+    else:
+        yield Finding(
+            "lacks",
+            "BTF",
+            f"no {_BTF}",
+            "boot a kernel that has CONFIG_DEBUG_INFO_BTF=y, or mount /sys in this container",
+        )
+
+
+def examine_tracefs() -> Iterator[Finding]:
+    """Look for tracefs, which sampling does without."""
+    mounted = next(
+        (
+            line.split()[1]
+            for line in Path("/proc/self/mounts").read_text().splitlines()
+            if line.split()[2] == "tracefs"
+        ),
+        None,
+    )
+    if mounted:
+        yield Finding("has", "tracefs", mounted)
+    else:
+        yield Finding("hint", "tracefs", "not mounted; mode sample does without")
+
+
+def examine_lockdown() -> Iterator[Finding]:
+    """Ask whether the kernel keeps BPF from reading memory."""
+    try:
+        text = Path("/sys/kernel/security/lockdown").read_text()
+    except OSError:
+        return  # no such thing here, or not for us to read: the trial decides
+    if "[confidentiality]" in text:
+        yield Finding(
+            "lacks",
+            "lockdown",
+            "the kernel is locked down (confidentiality): BPF programs can read no memory",
+            "boot without lockdown=confidentiality",
+        )
+    else:
+        yield Finding("has", "lockdown", "does not keep BPF programs from reading memory")
+
+
+def examine_rights() -> Iterator[Finding]:
+    """Ask what this process may do, itself or through sudo."""
+    if os.geteuid() == 0:
+        held = _capabilities()
+        text = f"root, with {', '.join(held) or 'no capability that counts'}"
+        enough = {"CAP_SYS_ADMIN", "CAP_SYS_PTRACE"} <= set(held) or {
+            "CAP_BPF",
+            "CAP_PERFMON",
+            "CAP_SYS_PTRACE",
+        } <= set(held)
+        if enough:
+            yield Finding("has", "rights", text)
+        else:
+            yield Finding(
+                "hint",
+                "rights",
+                text,
+                "start this container with --cap-add BPF,PERFMON,SYS_PTRACE (docker) or the like",
+            )
+    elif shutil.which("sudo") and _succeeds("sudo", "-n", "true"):
+        yield Finding("has", "rights", "sudo works without a password")
+    else:
+        yield Finding("hint", "rights", "not root, and sudo asks for a password or is missing")
+
+
+def _capabilities() -> list[str]:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            bits = int(line.split()[1], 16)
+            return [name for name, bit in _CAPABILITIES.items() if bits >> bit & 1]
+    return []
+
+
+def _succeeds(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+_BCC = "import bcc, bcc.version; print(bcc.version.__version__, bcc.libbcc.lib._name)"
+
+
+def examine_bcc() -> Iterator[Finding]:
+    """Ask the distribution's Python for BCC."""
+    remedy = "sudo apt-get install python3-bpfcc"
+    if not Path(_PYTHON).exists():
+        yield Finding("lacks", "bcc", f"there is no {_PYTHON}", remedy)
+        return
+    answer = subprocess.run(
+        [_PYTHON, "-I", "-c", _BCC], capture_output=True, text=True, check=False
+    )
+    if answer.returncode == 0:
+        version, library = answer.stdout.split()
+        yield Finding("has", "bcc", f"{version} ({library}) for {_PYTHON}")
+    else:
+        reason = answer.stderr.strip().rpartition("\n")[2]
+        yield Finding("lacks", "bcc", f"{_PYTHON} has none ({reason})", remedy)
+
+
+def examine_perf_limits() -> Iterator[Finding]:
+    """Read the kernel's limits on perf events."""
+    names = ("perf_event_max_sample_rate", "perf_cpu_time_max_percent", "perf_event_mlock_kb")
+    limits = {}
+    for name in (*names, "perf_event_paranoid"):
+        try:
+            limits[name] = int((_SYSCTL / name).read_text())
+        except OSError:
+            yield Finding("hint", name, "can't be read here")
+    rate = limits.get("perf_event_max_sample_rate", DEFAULT_HZ)
+    if rate < DEFAULT_HZ:
+        yield Finding(
+            "lacks",
+            "perf_event_max_sample_rate",
+            f"{rate} Hz, less than the default rate of {DEFAULT_HZ} Hz",
+            "sudo sysctl kernel.perf_event_max_sample_rate=100000",
+        )
+    text = ", ".join(f"{name} {limits[name]}" for name in names if name in limits)
+    if text:
+        yield Finding("has", "perf limits", text)
+    paranoid = limits.get("perf_event_paranoid", 0)
+    if paranoid > 1 and os.geteuid() != 0:
+        yield Finding(
+            "hint",
+            "perf_event_paranoid",
+            f"{paranoid}: users other than root see no kernel frames",
+            "sudo sysctl kernel.perf_event_paranoid=1 kernel.kptr_restrict=0",
+        )
+
+
+def examine_interpreter() -> Iterator[Finding]:
+    """Read this very interpreter as the collector would."""
+    from pystack_nb.collector.protocol import CollectorProblem  # noqa: PLC0415
+    from pystack_nb.collector.target import find_interpreter  # noqa: PLC0415
+
+    try:
+        found = find_interpreter(os.getpid())
+    except CollectorProblem as problem:
+        yield Finding(
+            "lacks",
+            "interpreter",
+            problem.message,
+            "make the environment anew with CPython 3.11, 3.12 or 3.13",
+        )
+    else:
+        version = ".".join(map(str, found.version))
+        yield Finding("has", "interpreter", f"CPython {version} in {found.executable_path}")
+
+
+def examine_library() -> Iterator[Finding]:
+    """Look for what the build leaves: the BPF source and the C library."""
+    from pystack_nb.collector.locate import bpf_folder, library  # noqa: PLC0415
+
+    for subject, locate in (("BPF source", bpf_folder), ("C library", library)):
+        try:
+            yield Finding("has", subject, str(locate()))
+        except PystackError as error:
+            yield Finding("lacks", subject, str(error), "make setup")
+
+
+def examine_collector() -> Iterator[Finding]:
+    """Reach a collector, have it load the BPF program, and record this process for a moment."""
+    from pystack_nb.collector.client import connect, disconnect  # noqa: PLC0415 - late, as above
+
+    subject = "collector"
+    try:
+        client = connect()
+        yield Finding("has", subject, _WAYS[client.way])
+        subject = "BPF program"
+        versions = client.prepare()
+        client.release()
+        text = ", ".join(f"{name} {version}" for name, version in versions.items())
+        yield Finding("has", subject, f"compiled and loaded ({text})")
+        subject = "recording"
+        yield _record_myself()
+    except PystackError as error:
+        yield Finding("lacks", subject, str(error))
+    finally:
+        disconnect()
+
+
+def _record_myself() -> Finding:
+    from pystack_nb.core import PyStackProfiler  # noqa: PLC0415 - imports NumPy
+
+    profiler = PyStackProfiler(hz=DEFAULT_HZ)
+    with profiler:
+        until = time.process_time() + _TRIAL_SECONDS
+        while time.process_time() < until:
+            pass
+    recording = profiler.recording
+    samples = 0 if recording is None else int(recording.samples["function"].notna().sum())
+    if samples:
+        return Finding("has", "recording", f"{samples} samples of {_TRIAL_SECONDS:g} s of Python")
+    return Finding(
+        "lacks",
+        "recording",
+        f"not one sample of {_TRIAL_SECONDS:g} s of Python",
+        "report this with these lines",
+    )
+
+
+EXAMINATIONS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    examine_kernel,
+    examine_config,
+    examine_btf,
+    examine_tracefs,
+    examine_lockdown,
+    examine_rights,
+    examine_bcc,
+    examine_perf_limits,
+    examine_interpreter,
+    examine_library,
+    examine_collector,
+)

@@ -1,0 +1,314 @@
+"""Recording: what a profiler saw, as DataFrames."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from pystack_nb import tables
+from pystack_nb.errors import RecordingFormatError
+from pystack_nb.util import export_format
+
+
+if TYPE_CHECKING:
+    import os
+
+    from matplotlib.figure import Figure
+
+
+class Recording:
+    """The tables of one recording.  Treat it as immutable.
+
+    Times are int64 nanoseconds of CLOCK_MONOTONIC, strings are categoricals.
+
+    Parameters
+    ----------
+    samples : pandas.DataFrame
+        One row per sample: ``ts_ns pid tid comm cpu state weight_ns stack_id function
+        filename line_number``.  The last three are the innermost Python frame's; missing,
+        missing and 0 for a thread that ran no Python.
+    frames : pandas.DataFrame
+        One row per frame of a distinct stack: ``stack_id depth kind function filename
+        line_number first_line``; depth 0 is the outermost.  ``line_number`` is the line
+        that was executing, 0 if it is not known or the frame is not Python's.
+    events : pandas.DataFrame, optional
+        One row per other event: ``ts_ns dur_ns pid tid kind name args``.
+    info : dict, optional
+        Facts about the recording, such as ``lost`` and ``hz``; all of it fits in JSON.
+        ``lost`` are samples that never arrived; ``incomplete`` are samples that arrived with
+        something missing, also among those that were ``trimmed`` off a cell's recording.
+
+    Raises
+    ------
+    RecordingFormatError
+        If a table lacks a column or holds what the column can't.
+    """
+
+    def __init__(
+        self,
+        samples: pd.DataFrame,
+        frames: pd.DataFrame,
+        events: pd.DataFrame | None = None,
+        info: dict[str, Any] | None = None,
+    ) -> None:
+        if events is None:
+            events = tables.empty(tables.EVENTS)
+        self.samples = tables.conform(samples, tables.SAMPLES, ["ts_ns"], "samples")
+        self.frames = tables.conform(frames, tables.FRAMES, ["stack_id", "depth"], "frames")
+        self.events = tables.conform(events, tables.EVENTS, ["ts_ns"], "events")
+        self.info = dict(info or {})
+
+    @cached_property
+    def stacks(self) -> pd.DataFrame:
+        """The frames of each distinct stack: `frames` without ``first_line``."""
+        return self.frames.drop(columns="first_line")
+
+    def functions(self) -> pd.DataFrame:
+        """Sum the samples per function.
+
+        Every sample counts for the function that was executing and, once each, for the
+        functions that called it.  Time in native and kernel code belongs to the Python
+        function that called it; samples of threads that ran no Python go to their native
+        and kernel functions, so that the ``self_ns`` of all rows sum to the recorded time.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Sorted by ``self_ns``, largest first: ``function``, ``filename``,
+            ``line_number`` (the function's first; 0 for native), ``ncalls`` (missing:
+            samples do not count calls), ``total_ns``, ``self_ns``, and ``samples``, the
+            number in which the function was on the stack.
+        """
+        frames, weights, hits = self.frames, self._per_stack("weight_ns"), self._per_stack(None)
+        python = (frames["kind"] == "python").to_numpy()
+        stack = frames["stack_id"].to_numpy()
+        wanted = python | ~np.isin(stack, stack[python])
+        frames, stack = frames[wanted], stack[wanted]
+        keys = frames.groupby(
+            ["function", "filename", "first_line"], observed=True, sort=False, dropna=False
+        ).ngroup()
+        function = keys.to_numpy()
+
+        innermost = np.append(stack[1:] != stack[:-1], True) if len(stack) else wanted[:0]
+        once = ~pd.DataFrame({"s": stack, "f": function}).duplicated().to_numpy()
+        count = int(function.max(initial=-1)) + 1
+
+        def total(of: pd.Series, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            sums = np.zeros(count, np.int64)
+            np.add.at(sums, function[rows], of.reindex(stack[rows], fill_value=0).to_numpy())
+            return sums
+
+        named = frames.iloc[np.flatnonzero(~keys.duplicated().to_numpy())]
+        result = pd.DataFrame(
+            {
+                "function": named["function"].array,
+                "filename": named["filename"].array,
+                "line_number": named["first_line"].array,
+                "ncalls": pd.array([pd.NA] * count, dtype="Int64"),
+                "total_ns": total(weights, once),
+                "self_ns": total(weights, innermost),
+                "samples": total(hits, once),
+            }
+        )
+        return result.sort_values(
+            ["self_ns", "total_ns"], ascending=False, kind="stable", ignore_index=True
+        )
+
+    def to_traces(self) -> list[dict[str, Any]]:
+        """List the samples as plain dictionaries.
+
+        Returns
+        -------
+        list of dict
+            One per sample, in order of time: ``timestamp`` (ns), ``pid``, ``tid``,
+            ``function``, ``filename``, ``line_number`` (the innermost Python frame; None,
+            None, 0 if there is none) and ``stack``, outermost first: a list of dict with
+            ``kind``, ``function``, ``filename`` and ``line_number``.
+        """
+        names = ["kind", "function", "filename", "line_number"]
+        columns = [_values(self.frames[x]) for x in names]
+        rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+        stacks: dict[int, list[dict[str, Any]]] = {}
+        for stack_id, row in zip(self.frames["stack_id"].tolist(), rows, strict=True):
+            stacks.setdefault(stack_id, []).append(row)
+        samples = self.samples
+        return [
+            {
+                "timestamp": ts_ns,
+                "pid": pid,
+                "tid": tid,
+                "function": function,
+                "filename": filename,
+                "line_number": line_number,
+                "stack": list(stacks.get(stack_id, ())),
+            }
+            for ts_ns, pid, tid, function, filename, line_number, stack_id in zip(
+                samples["ts_ns"].tolist(),
+                samples["pid"].tolist(),
+                samples["tid"].tolist(),
+                _values(samples["function"]),
+                _values(samples["filename"]),
+                samples["line_number"].tolist(),
+                samples["stack_id"].tolist(),
+                strict=True,
+            )
+        ]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a folder: ``samples``, ``stacks``, ``events`` as Parquet, and ``info.json``.
+
+        Raises
+        ------
+        ExportPathError
+            If it can't be written, or the folder holds something else than a recording.
+        """
+        from pystack_nb.storage import save_folder  # noqa: PLC0415  (pyarrow: only when used)
+
+        save_folder(self, path)
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write one JSON file, which `load` reads back; see ``docs/json-format.md``."""
+        from pystack_nb.convert_to_json import write_json  # noqa: PLC0415  (only when used)
+
+        write_json(self, path)
+
+    def to_perfetto(self, path: str | os.PathLike[str]) -> None:
+        """Write a Perfetto trace, for https://ui.perfetto.dev or its trace processor."""
+        from pystack_nb.convert_to_perfetto import (  # noqa: PLC0415  (protobuf: only when used)
+            write_perfetto,
+        )
+
+        write_perfetto(self, path)
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write the recording in the format that the path's suffix names.
+
+        Parameters
+        ----------
+        path
+            ``.json``; ``.pftrace`` or ``.perfetto-trace``; or no suffix, for a folder as
+            `save` writes it.
+
+        Raises
+        ------
+        ExportPathError
+            For any other suffix, or if it can't be written.
+        """
+        write = {"json": self.to_json, "perfetto": self.to_perfetto, "parquet": self.save}
+        write[export_format(path)](path)
+
+    def plot_timeline(self, **options: Any) -> Figure:
+        """Draw threads as rows, time across and stack depth inside a row.
+
+        Parameters
+        ----------
+        **options
+            As for `pystack_nb.views.figures.plot_timeline`.
+        """
+        from pystack_nb.views.figures import (  # noqa: PLC0415  (matplotlib: only when used)
+            plot_timeline,
+        )
+
+        return plot_timeline(self, **options)
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        from pystack_nb.views.result import mimebundle  # noqa: PLC0415  (IPython asks, nobody else)
+
+        return mimebundle(self)
+
+    def __repr__(self) -> str:
+        threads = self.samples["tid"].nunique()
+        wall = self.info.get("wall_ns")
+        over = f" over {wall / 1e9:.3f} s" if isinstance(wall, int) else ""
+        return (
+            f"<Recording: {len(self.samples)} samples of {threads} threads{over}, "
+            f"{self.info.get('lost', 0)} lost>"
+        )
+
+    def _per_stack(self, column: str | None) -> pd.Series:
+        groups = self.samples.groupby("stack_id", sort=False)
+        return groups.size() if column is None else groups[column].sum()
+
+
+def load(path: str | os.PathLike[str]) -> Recording:
+    """Read a recording back.
+
+    Parameters
+    ----------
+    path : path-like
+        A folder that `Recording.save` wrote, or a file that `Recording.to_json` wrote.
+
+    Returns
+    -------
+    Recording
+        With tables equal to those that were written.
+
+    Raises
+    ------
+    RecordingFormatError
+        If there is no recording at `path`, or only a part of one.
+    """
+    from pathlib import Path  # noqa: PLC0415  (kept beside its only use)
+
+    source = Path(path)
+    if source.is_dir():
+        from pystack_nb.storage import load_folder  # noqa: PLC0415  (pyarrow: only when used)
+
+        return load_folder(source)
+    if source.is_file():
+        from pystack_nb.convert_to_json import read_json  # noqa: PLC0415  (only when used)
+
+        return read_json(source)
+    raise RecordingFormatError(
+        f"there is no recording at {source}; give the folder that save wrote, "
+        "or the file that to_json wrote"
+    )
+
+
+def from_traces(traces: list[dict[str, Any]]) -> Recording:
+    """Make a Recording of what `Recording.to_traces` and ``get_stack_traces`` give.
+
+    What such a list does not tell is left open: ``comm`` is empty, ``cpu`` -1 and
+    ``weight_ns`` 0.
+
+    Raises
+    ------
+    RecordingFormatError
+        If an entry lacks a key.
+    """
+    numbers: dict[tuple[tuple[Any, ...], ...], int] = {}
+    names = ("kind", "function", "filename", "line_number")
+    try:
+        ids = [
+            numbers.setdefault(tuple(tuple(y[z] for z in names) for y in x["stack"]), len(numbers))
+            for x in traces
+        ]
+        samples = pd.DataFrame(
+            {
+                "ts_ns": np.array([x["timestamp"] for x in traces], np.int64),
+                "pid": np.array([x["pid"] for x in traces], np.int64),
+                "tid": np.array([x["tid"] for x in traces], np.int64),
+                "function": pd.Series([x["function"] for x in traces], dtype="object"),
+                "filename": pd.Series([x["filename"] for x in traces], dtype="object"),
+                "line_number": np.array([x["line_number"] for x in traces], np.int64),
+            }
+        ).assign(comm="", cpu=-1, state=tables.ON_CPU, weight_ns=0, stack_id=ids)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise RecordingFormatError(
+            f"an entry is not one of get_stack_traces(): {error!r}; give its list unchanged"
+        ) from error
+    rows = [(n, depth, *row) for stack, n in numbers.items() for depth, row in enumerate(stack)]
+    frames = pd.DataFrame(rows, columns=["stack_id", "depth", *names]).assign(first_line=0)
+    return Recording(samples, frames)
+
+
+def _values(column: pd.Series) -> list[Any]:
+    if not isinstance(column.dtype, pd.CategoricalDtype):
+        return column.tolist()
+    # A list of the few categories, indexed, is much quicker than Series.tolist(); the None
+    # at its end is what code -1 reaches.
+    names = [*column.cat.categories.tolist(), None]
+    return [names[x] for x in column.cat.codes.tolist()]

@@ -1,0 +1,198 @@
+"""Where a recording lies while it grows: a file that survives the process it is about."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import stat
+import struct
+import tempfile
+
+from pathlib import Path
+from typing import Any
+
+from pystack_nb.errors import SpoolError
+
+
+SUFFIX = ".pst"
+
+# As in `pystack_nb.wire`, which a test compares. That needs NumPy, and whoever sets
+# OMP_NUM_THREADS in a recorded cell must come before it.
+_FILE_HEADER = struct.Struct("<8sII")
+_FILE_MAGIC = b"PYSTACK\n"
+_FORMAT = 1
+_BLOCK_HEADER = struct.Struct("<IIQ")
+_BLOCK_MAGIC = 0x42545350
+_RECORD_HEADER = struct.Struct("<IHH")
+_META = 7
+_SIZE = struct.Struct("<I")
+_ALIGNMENT = 8
+_numbers = itertools.count()
+
+
+class Spool:
+    """A file of this process alone, for one recording.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        ``PID-STARTTIME-N.pst`` in `spool_folder`.
+    fd : int
+        For the collector to append to.
+    """
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path = path
+        self.fd = fd
+
+    @classmethod
+    def create(cls, meta: dict[str, Any]) -> Spool:
+        """Make a file that begins with the header and with what the client knows.
+
+        Parameters
+        ----------
+        meta
+            JSON-able, for the first ``PST_META`` record; ``role`` is added.
+
+        Raises
+        ------
+        SpoolError
+            When the folder or the file can't be made or written.
+        """
+        folder = spool_folder()
+        pid = os.getpid()
+        path = folder / f"{pid}-{_start_time(pid)}-{next(_numbers)}{SUFFIX}"
+        data = _file_header() + _meta_block({"role": "client", **meta})
+        try:
+            fd = os.open(
+                path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600
+            )
+        except OSError as error:
+            raise _unusable(folder, error) from None
+        spool = cls(path, fd)
+        try:
+            written = os.write(fd, data)
+        except OSError as error:
+            spool.remove()
+            raise _unusable(folder, error) from None
+        if written < len(data):
+            spool.remove()
+            raise _unusable(folder, "the disk is full")
+        return spool
+
+    def read(self) -> bytes:
+        """Return everything written so far."""
+        return self.path.read_bytes()
+
+    def close(self) -> None:
+        """Close the descriptor and keep the file; closing twice does nothing."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def remove(self) -> None:
+        """Close the descriptor and remove the file."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+
+def spool_folder() -> Path:
+    """Return this user's folder for spool files, made if missing.
+
+    In ``XDG_RUNTIME_DIR`` if that is this user's, else in the temporary folder; under another name
+    where another user has taken the one that it should have.
+
+    Raises
+    ------
+    SpoolError
+        When it can't be made, or is not this user's alone.
+    """
+    user = os.geteuid()
+    folder = _usual_folder(user)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        if status.st_uid != user:
+            others = _other_folders(folder, user)
+            folder = (
+                others[0]
+                if others
+                else Path(tempfile.mkdtemp("", f"{folder.name}-", folder.parent))
+            )
+            status = folder.lstat()
+    except OSError as error:
+        raise _unusable(folder, error) from None
+    if not _is_private(status, user):
+        raise _unusable(folder, "it is not this user's alone")
+    return folder
+
+
+def leftovers() -> list[Path]:
+    """Return the spool files of this user's processes that have ended, oldest first."""
+    folder = spool_folder()
+    user = os.geteuid()
+    folders = {folder, *_other_folders(_usual_folder(user), user)}
+    found = [path for each in folders for path in each.glob(f"*{SUFFIX}") if not _is_in_use(path)]
+    return sorted(found, key=lambda path: path.stat().st_mtime_ns)
+
+
+def _usual_folder(user: int) -> Path:
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and _belongs_to(Path(runtime), user):
+        return Path(runtime) / "pystack_nb"
+    return Path(tempfile.gettempdir()) / f"pystack_nb-{user}"
+
+
+def _other_folders(usual: Path, user: int) -> list[Path]:
+    """Return what this user made when somebody had taken the usual folder's name."""
+    found = usual.parent.glob(f"{usual.name}-*")
+    return sorted(folder for folder in found if _is_private(folder.lstat(), user))
+
+
+def _is_private(status: os.stat_result, user: int) -> bool:
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == user and not status.st_mode & 0o077
+
+
+def _is_in_use(path: Path) -> bool:
+    pid, _, rest = path.stem.partition("-")
+    start_time = rest.partition("-")[0]
+    return pid.isdecimal() and _start_time(int(pid)) == start_time
+
+
+def _start_time(pid: int) -> str | None:
+    """Return what tells a process from a later one of the same pid; None when it has ended."""
+    try:
+        line = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    fields = line.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _belongs_to(folder: Path, user: int) -> bool:
+    try:
+        return folder.stat().st_uid == user
+    except OSError:
+        return False
+
+
+def _file_header() -> bytes:
+    return _FILE_HEADER.pack(_FILE_MAGIC, _FORMAT, _FILE_HEADER.size)
+
+
+def _meta_block(meta: dict[str, Any]) -> bytes:
+    text = json.dumps(meta).encode()
+    data = _padded(_RECORD_HEADER.pack(_RECORD_HEADER.size + len(text), _META, 0) + text)
+    return _BLOCK_HEADER.pack(_BLOCK_MAGIC, 1, len(data)) + _padded(_SIZE.pack(len(data))) + data
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % _ALIGNMENT)
+
+
+def _unusable(folder: Path, reason: object) -> SpoolError:
+    return SpoolError(
+        f"the recording can't be written to {folder} ({reason}): make room there, or set "
+        "XDG_RUNTIME_DIR or TMPDIR to a folder of your own."
+    )

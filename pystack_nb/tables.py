@@ -1,0 +1,185 @@
+"""The columns of a recording's tables, and how any table is brought to them.
+
+Strings are categoricals in one canonical form, used values only and sorted, so that two
+recordings of the same contents have equal tables wherever they came from.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from pystack_nb.errors import RecordingFormatError
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+SAMPLES = {
+    "ts_ns": "int64",
+    "pid": "int32",
+    "tid": "int32",
+    "comm": "category",
+    "cpu": "int16",
+    "state": "category",
+    "weight_ns": "int64",
+    "stack_id": "int32",
+    "function": "category",
+    "filename": "category",
+    "line_number": "int32",
+}
+FRAMES = {
+    "stack_id": "int32",
+    "depth": "int16",
+    "kind": "category",
+    "function": "category",
+    "filename": "category",
+    "line_number": "int32",
+    "first_line": "int32",
+}
+EVENTS = {
+    "ts_ns": "int64",
+    "dur_ns": "int64",
+    "pid": "int32",
+    "tid": "int32",
+    "kind": "category",
+    "name": "category",
+    "args": "object",
+}
+ON_CPU = "on-cpu"
+
+
+def categorical(codes: NDArray[np.integer], values: Iterable[str]) -> pd.Categorical:
+    """Make a canonical categorical of indices into `values`.
+
+    Parameters
+    ----------
+    codes : numpy.ndarray of int, shape (n,)
+        Index of each entry's value; -1 for none.
+    values : iterable of str
+        All distinct, in any order.
+
+    Returns
+    -------
+    pandas.Categorical
+        Its categories are the values used, sorted.
+    """
+    names = list(values)
+    used = np.zeros(len(names) + 1, bool)
+    used[codes] = True  # -1 falls on the extra last place
+    order = sorted(np.flatnonzero(used[:-1]).tolist(), key=names.__getitem__)
+    new_code = np.full(len(names) + 1, -1, np.int32)
+    new_code[order] = np.arange(len(order), dtype=np.int32)
+    categories = pd.Index([names[x] for x in order], dtype="str")
+    return pd.Categorical.from_codes(new_code[codes], categories=categories)
+
+
+def conform(
+    table: pd.DataFrame, columns: Mapping[str, str], order: list[str], name: str
+) -> pd.DataFrame:
+    """Bring a table to its columns, dtypes and order.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        With at least the columns asked for.
+    columns : mapping of str to str
+        dtype of each column: `SAMPLES`, `FRAMES` or `EVENTS`.
+    order : list of str
+        Columns that the rows are sorted by; equal rows keep their order.
+    name : str
+        Of the table, for the error message.
+
+    Returns
+    -------
+    pandas.DataFrame
+        With a `RangeIndex`.  The argument itself is never changed.
+
+    Raises
+    ------
+    RecordingFormatError
+        If a column is missing or can't have its dtype.
+    """
+    missing = [x for x in columns if x not in table.columns]
+    if missing:
+        raise RecordingFormatError(
+            f"the table {name!r} has no column {', '.join(missing)}; "
+            "give a table with all the columns of a Recording"
+        )
+    try:
+        table = pd.DataFrame(
+            {x: _column(table[x], dtype) for x, dtype in columns.items()}, copy=False
+        )
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RecordingFormatError(
+            f"the table {name!r} holds values that its columns can't have ({error}); "
+            "make the recording or the file again"
+        ) from error
+    keys = [table[x].to_numpy() for x in order]
+    if len(table) > 1 and not _is_sorted(keys):
+        table = table.take(np.lexsort(keys[::-1])).reset_index(drop=True)
+    return table
+
+
+def empty(columns: Mapping[str, str]) -> pd.DataFrame:
+    """Make a table of no rows that has these columns and dtypes."""
+    return pd.DataFrame({x: _column(pd.Series([], dtype="object"), columns[x]) for x in columns})
+
+
+def check_format(about: Any, version: int) -> None:
+    """Raise ValueError unless a JSON value is that of a recording of this version."""
+    if not isinstance(about, dict) or about.get("format") != "pystack_nb":
+        raise ValueError("it does not say that it is a recording of pystack_nb")
+    if about.get("version") != version:
+        raise ValueError(
+            f"it has version {about.get('version')!r} and this pystack_nb reads {version}"
+        )
+    if not isinstance(about.get("info"), dict):
+        raise ValueError("its info is missing")  # noqa: TRY004  (a bad file, not a bad argument)
+
+
+def _is_sorted(keys: list[NDArray[np.integer]]) -> bool:
+    rising = np.zeros(len(keys[0]) - 1, bool)
+    equal = ~rising
+    for key in keys:
+        rising |= equal & (key[1:] > key[:-1])
+        equal &= key[1:] == key[:-1]
+    return bool((rising | equal).all())
+
+
+def _column(values: pd.Series, dtype: str) -> object:
+    if dtype == "category":
+        return _canonical(values)
+    if dtype == "object":
+        return values.to_numpy(dtype=object)
+    given = values.to_numpy()
+    column = given.astype(dtype, copy=False)
+    if given.dtype != column.dtype and not np.array_equal(given, column):
+        raise ValueError(f"{values.name} does not fit {dtype}")
+    return column
+
+
+def _canonical(values: pd.Series) -> pd.Categorical:
+    array = values.array
+    if isinstance(array, pd.Categorical):
+        codes, categories = array.codes, array.categories
+        if _is_canonical(codes, categories):
+            return array
+    else:
+        codes, categories = pd.factorize(values)
+    wrong = [x for x in categories if not isinstance(x, str)]
+    if wrong:
+        raise TypeError(f"{values.name} holds {wrong[0]!r}, which is no text")
+    return categorical(codes, categories)
+
+
+def _is_canonical(codes: NDArray[np.integer], categories: pd.Index) -> bool:
+    used = np.zeros(len(categories) + 1, bool)
+    used[codes] = True
+    return (
+        categories.dtype == "str" and bool(used[:-1].all()) and categories.is_monotonic_increasing
+    )

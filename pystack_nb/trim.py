@@ -1,0 +1,238 @@
+"""Cut IPython and the magic out of a recording: the cell is the root.
+
+Pure: a Recording goes in and another one comes out.  Only recordings of cells are trimmed;
+what belongs to the machinery is told by `Machinery`, as files and folders.
+
+Samples from before and after the cell are dropped.  For the others there are three rules,
+looked at once for each distinct stack:
+
+* a stack with a frame of the cell's own code starts at the outermost of these;
+* any other stack loses its leading frames of the machinery, so that a task that the cell
+  awaits, and a thread that it started, keep their own.  If the last frame lost is not one
+  that runs other people's code (a `carriers` frame), then the rest is the kernel's own
+  business and the sample is dropped, as is one of which nothing in Python is left;
+  In what is left, a frame of the machinery that user code goes through (`inside`) stays only
+  where it is the innermost one in Python, and the time is its own;
+* a stack without Python, such as that of a native thread pool, stays as it is, unless its
+  thread is one of the machinery's.
+
+How many samples were dropped stands in ``info["trimmed"]``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from pystack_nb.recording import Recording
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+    Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Machinery:
+    """Files and folders (these end in ``/``) of what runs a cell.
+
+    Attributes
+    ----------
+    carriers : tuple of str
+        What calls code that is not its own: event loops, the start of a thread.
+    others : tuple of str
+        The rest: what these call is part of the machinery, too.
+    inside : tuple of str
+        What stands between the cell's code and what it has called, such as another magic.
+    threads : tuple of str
+        How the names of its threads that run no Python begin.
+    """
+
+    carriers: tuple[str, ...]
+    others: tuple[str, ...]
+    inside: tuple[str, ...]
+    threads: tuple[str, ...]
+
+
+def trim(
+    recording: Recording,
+    machinery: Machinery,
+    cell: Mapping[str, Any],
+    names: Mapping[str, str] | None = None,
+) -> Recording:
+    """Return the recording with the cell as its root.
+
+    Parameters
+    ----------
+    recording : Recording
+        As the profiler gives it.
+    machinery : Machinery
+        What to cut.
+    cell : mapping
+        Of the cell: ``filename``, what its code was compiled under, ``pid`` and ``tid`` of its
+        thread, and ``start_ns`` and ``end_ns``, which are what the recording spans, then, and
+        become an event of kind ``mark`` named ``cell``.  All of it goes to ``info["cell"]``.
+    names : mapping of str to str, optional
+        File names that cells were compiled under, and what to call them instead, such as
+        ``In[5]``.  Those that the recording has go to ``info["cell_files"]``.
+
+    Returns
+    -------
+    Recording
+        With stacks numbered anew, from 0 and without gaps; equal ones have one number.
+    """
+    start_ns, end_ns = int(cell["start_ns"]), int(cell["end_ns"])
+    samples = recording.samples[recording.samples["ts_ns"].between(start_ns, end_ns)]
+    # Sorted by stack and depth, as a Recording makes sure.
+    frames = recording.frames[recording.frames["stack_id"].isin(samples["stack_id"])]
+    old_ids, stack = np.unique(frames["stack_id"].to_numpy(), return_inverse=True)
+    first, dropped = _cuts(frames, stack, len(old_ids), cell["filename"], machinery)
+    samples = _without_machinery(samples, old_ids[dropped], machinery)
+    used = np.isin(old_ids, samples["stack_id"])
+    keep = used[stack] & (_position(stack) >= first[stack]) & ~_passed_through(frames, machinery)
+    frames, stack = frames[keep], stack[keep]
+    numbers, chosen = _renumber(_rows(frames), stack, len(old_ids))
+    frames = frames.assign(stack_id=numbers[stack], depth=_position(stack))[chosen]
+    new_ids = pd.Series(numbers, old_ids)
+    samples = samples.assign(stack_id=new_ids.reindex(samples["stack_id"], fill_value=-1).array)
+    trimmed = len(recording.samples) - len(samples)
+    info = {
+        **recording.info,
+        "start_ns": start_ns,
+        "end_ns": end_ns,
+        "wall_ns": end_ns - start_ns,
+        "samples": len(samples),
+        "trimmed": int(recording.info.get("trimmed", 0)) + trimmed,
+        "cell": dict(cell),
+    }
+    if names:
+        frames, samples = _renamed(frames, names), _renamed(samples, names)
+        info["cell_files"] = dict(names)
+    return Recording(samples, frames, _marked(recording.events, cell), info)
+
+
+def _cuts(
+    frames: pd.DataFrame, stack: Ints, count: int, cell_filename: str, machinery: Machinery
+) -> tuple[Ints, Bools]:
+    """Tell for each stack how many leading frames go, and whether it goes as a whole."""
+    python = (frames["kind"] == "python").to_numpy()
+    position = _position(stack)
+    beyond = np.iinfo(np.int64).max
+
+    def first_position(where: Bools) -> Ints:
+        result = np.full(count, beyond, dtype=np.int64)
+        np.minimum.at(result, stack[where], position[where])
+        return result
+
+    in_cell = first_position(python & _of_file(frames, lambda name: name == cell_filename))
+    carrier = _of_file(frames, lambda name: name.startswith(machinery.carriers))
+    other = _of_file(frames, lambda name: name.startswith(machinery.others))
+    own = first_position(python & ~carrier & ~other)
+    has_python = first_position(python) != beyond
+
+    # The frame just outside the first one that is nobody's machinery decides whose that is.
+    outside = np.zeros(count, dtype=bool)
+    last = (position == own[stack] - 1) & other & ~carrier
+    outside[stack[last]] = True
+    without_cell = in_cell == beyond
+    dropped = without_cell & has_python & ((own == beyond) | outside)
+    first = np.where(without_cell, np.where(own == beyond, 0, own), in_cell)
+    return first, dropped
+
+
+def _passed_through(frames: pd.DataFrame, machinery: Machinery) -> Bools:
+    """Tell which frames are machinery that another Python frame was called from."""
+    python = (frames["kind"] == "python").to_numpy()
+    stack = frames["stack_id"].to_numpy()
+    calls_python = np.append((stack[1:] == stack[:-1]) & python[1:], False)[: len(stack)]
+    inside = _of_file(frames, lambda name: name.startswith(machinery.inside))
+    passed: Bools = python & inside & calls_python
+    return passed
+
+
+def _of_file(frames: pd.DataFrame, belongs: Callable[[str], bool]) -> Bools:
+    """Ask a question about each distinct file name, and spread the answers to the frames."""
+    names = frames["filename"].cat
+    answers = np.array([belongs(str(name)) for name in names.categories] + [False], dtype=bool)
+    return answers[names.codes.to_numpy()]
+
+
+def _position(stack: Ints) -> Ints:
+    """Count the rows of each stack from 0; the rows of one stack stand together."""
+    index = np.arange(len(stack))
+    starts = np.flatnonzero(np.diff(stack, prepend=-1))
+    return index - np.repeat(starts, np.diff(starts, append=len(stack)))
+
+
+def _rows(frames: pd.DataFrame) -> Ints:
+    """Give equal frames equal numbers, whatever stack they are in."""
+    row = np.zeros(len(frames), dtype=np.int64)
+    for name in ("kind", "function", "filename", "line_number", "first_line"):
+        column = frames[name]
+        values = column.cat.codes if isinstance(column.dtype, pd.CategoricalDtype) else column
+        distinct, code = np.unique(values.to_numpy(), return_inverse=True)
+        row = np.unique(row * len(distinct) + code, return_inverse=True)[1]
+    return row
+
+
+def _renumber(row: Ints, stack: Ints, count: int) -> tuple[Ints, Bools]:
+    """Give equal stacks equal numbers, by walking all of them inwards at once.
+
+    Returns the new number of each old one (-1: no frame is left), in the order of the old
+    ones, and the rows that belong to the first old stack of each new number.
+    """
+    node = np.full(count, -1, dtype=np.int64)
+    position = _position(stack)
+    used, distinct_rows = 0, int(row.max(initial=0)) + 1
+    for depth in range(int(position.max(initial=-1)) + 1):
+        here = position == depth
+        # A node stands for all frames from the root to here, so its number is never reused.
+        keys = (node[stack[here]] + 1) * distinct_rows + row[here]
+        distinct, code = np.unique(keys, return_inverse=True)
+        node[stack[here]] = used + code
+        used += len(distinct)
+    numbers = np.full(count, -1, dtype=np.int64)
+    present = np.flatnonzero(node >= 0)
+    _, where, code = np.unique(node[present], return_index=True, return_inverse=True)
+    order = np.empty(len(where), dtype=np.int64)
+    order[np.argsort(where)] = np.arange(len(where))
+    numbers[present] = order[code]
+    first = np.zeros(count, dtype=bool)
+    first[present[where]] = True
+    return numbers, first[stack]
+
+
+def _without_machinery(
+    samples: pd.DataFrame, dropped_ids: Ints, machinery: Machinery
+) -> pd.DataFrame:
+    out = samples["stack_id"].isin(dropped_ids)
+    # A thread whose Python is all machinery is part of it without Python, too.
+    tids, python = samples["tid"], samples["function"].notna()
+    out |= ~python & tids.isin(tids[out]) & ~tids.isin(tids[python & ~out])
+    out |= ~python & samples["comm"].astype(str).str.startswith(machinery.threads)
+    return samples[~out]
+
+
+def _renamed(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
+    # On a categorical, the function is called once a category.
+    return table.assign(filename=table["filename"].map(lambda name: names.get(name, name)))
+
+
+def _marked(events: pd.DataFrame, cell: Mapping[str, Any]) -> pd.DataFrame:
+    mark = {
+        "ts_ns": cell["start_ns"],
+        "dur_ns": cell["end_ns"] - cell["start_ns"],
+        "pid": cell["pid"],
+        "tid": cell["tid"],
+        "kind": "mark",
+        "name": "cell",
+        "args": {},
+    }
+    return pd.DataFrame([*events.to_dict("records"), mark], columns=events.columns)

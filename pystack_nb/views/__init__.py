@@ -1,0 +1,1 @@
+"""Ways to look at a recording: timeline, text, figure and the notebook's rich output."""

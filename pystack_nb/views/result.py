@@ -1,0 +1,75 @@
+"""A recording in a notebook: its facts, its functions and its timeline, in HTML and in text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pystack_nb.views.svg import timeline_svg
+from pystack_nb.views.text import Top, facts, summary, top_functions, warnings
+from pystack_nb.views.wording import colour, duration, label, markup, place, shorten
+
+
+if TYPE_CHECKING:
+    from pystack_nb.recording import Recording
+
+# Styles stand on the elements themselves: a style sheet would reach the rest of the page, and
+# notebooks that are not trusted lose theirs.
+CELL = "padding:1px 10px;border:0;white-space:nowrap"
+NUMBER = f"{CELL};text-align:right;font-variant-numeric:tabular-nums"
+NAME = f"{CELL};text-align:left"
+WARNING = "border-left:3px solid #e08000;padding:2px 8px;margin:4px 0"
+
+
+def mimebundle(recording: Recording) -> dict[str, str]:
+    """Describe a recording for whoever displays it.
+
+    Returns
+    -------
+    dict of str to str
+        ``text/html`` and ``text/plain``.  Names in the HTML are escaped: they come from
+        whatever process was recorded.
+    """
+    top = top_functions(recording) if len(recording.samples) else []
+    return {"text/html": html(recording, top), "text/plain": summary(recording, top)}
+
+
+def html(recording: Recording, top: list[Top]) -> str:
+    """Write the facts, the functions that took the most time and the timeline as HTML."""
+    parts = [f"<div><div>{markup(facts(recording))}</div>"]
+    parts += [f'<div style="{WARNING}">{markup(text)}</div>' for text in warnings(recording)]
+    if len(recording.samples):
+        parts += [_functions(top), timeline_svg(recording)]
+    parts.append("</div>")
+    return "".join(parts)
+
+
+def _functions(top: list[Top]) -> str:
+    rows = []
+    for x in top:
+        swatch = colour(x.kind, x.function, x.filename)
+        where = f"{x.filename}:{x.line_number}" if x.line_number else x.filename
+        rows.append(
+            f'<tr><td style="{NUMBER}">{duration(x.self_ns)}</td>'
+            f'<td style="{NUMBER}">{x.self_share:.1%}</td>'
+            f'<td style="{NUMBER}">{duration(x.total_ns)}</td>'
+            f'<td style="{NUMBER}">{x.total_share:.1%}</td>'
+            f'<td style="{NAME}"><span style="display:inline-block;width:9px;height:9px;'
+            f'margin-right:6px;background:{swatch}"></span>{markup(label(x.function, 60))}</td>'
+            f'<td style="{NAME};opacity:.8" title="{markup(where)}">'
+            f"{markup(shorten(place(x.filename, x.line_number), 60))}</td></tr>"
+        )
+    heads = "".join(
+        f'<th style="{style}">{name}</th>'
+        for name, style in (
+            ("self", NUMBER),
+            ("", NUMBER),
+            ("total", NUMBER),
+            ("", NUMBER),
+            ("function", NAME),
+            ("where", NAME),
+        )
+    )
+    return (
+        '<table style="margin:6px 0;border-collapse:collapse;font-size:12px">'
+        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    )

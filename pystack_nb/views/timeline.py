@@ -1,0 +1,335 @@
+"""Where everything stands on a timeline: threads as rows, time across, stack depth inside a row.
+
+Samples become slices: as long as consecutive samples of a thread have the same outermost frames,
+these frames are drawn as one stretch.  Nothing here draws.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pystack_nb.recording import Recording
+
+    Ints = NDArray[Any]  # of integers
+
+GAP_PERIODS = 2.5  # a thread without samples for longer than this was not running
+FEWEST_COLUMNS = 400
+GAP_COLUMNS = 3.0  # nor is less than this drawn as a gap
+
+
+class Thread(NamedTuple):
+    """A thread that has samples."""
+
+    tid: int
+    name: str
+    samples: int
+
+
+class Row(NamedTuple):
+    """A thread's place: `levels` levels of depth from level `top` down."""
+
+    tid: int
+    name: str
+    samples: int
+    top: int
+    levels: int
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """A timeline laid out.
+
+    Attributes
+    ----------
+    start_ns, end_ns : int
+        What the time axis spans.
+    rows : list of Row
+        From the top: the main thread, then the others, busiest first.
+    slices : pandas.DataFrame
+        As from `slices`, with ``level``, the vertical place in the whole picture.
+    hidden_threads, hidden_slices, hidden_levels : int
+        How many did not fit; levels, of the deepest stack of a thread that is shown.
+    """
+
+    start_ns: int
+    end_ns: int
+    rows: list[Row]
+    slices: pd.DataFrame
+    hidden_threads: int
+    hidden_slices: int
+    hidden_levels: int
+
+    @property
+    def levels(self) -> int:
+        """Height of the picture, in levels of depth."""
+        return sum(row.levels for row in self.rows)
+
+
+def layout(
+    recording: Recording,
+    *,
+    columns: int = 1000,
+    max_depth: int = 20,
+    max_threads: int = 16,
+    max_slices: int = 1500,
+) -> Timeline:
+    """Lay out a recording's timeline within bounds, whatever its size.
+
+    Parameters
+    ----------
+    recording : Recording
+        Any number of samples.
+    columns : int
+        Pixels that the time axis has; what is shorter than one is merged.
+    max_depth : int
+        Outermost frames that are shown of each stack.
+    max_threads : int
+        The busiest threads are kept.
+    max_slices : int
+        Where there are more, more is merged; of what is still too many the longest are kept.
+    """
+    start_ns, end_ns = extent(recording)
+    every = threads(recording)
+    shown = every[:max_threads]
+    while True:
+        table = slices(recording, columns=columns, max_depth=max_depth)
+        table = table[table["tid"].isin([thread.tid for thread in shown])]
+        count = len(table)
+        if count <= max_slices or columns < FEWEST_COLUMNS:
+            break
+        columns //= 2  # rather coarser than with holes
+    if count > max_slices:
+        longest = np.argpartition(-table["dur_ns"].to_numpy(), max_slices)[:max_slices]
+        table = table.iloc[np.sort(longest)]
+
+    deepest = np.zeros(len(shown), np.int64)
+    place = {thread.tid: number for number, thread in enumerate(shown)}
+    row = table["tid"].map(place).to_numpy(np.int64)
+    np.maximum.at(deepest, row, table["depth"].to_numpy())
+    tops = np.cumsum([0, *(deepest + 1)])
+    rows = [
+        Row(*thread, top=top, levels=levels + 1)
+        for thread, top, levels in zip(shown, tops.tolist(), deepest.tolist(), strict=False)
+    ]
+    table = table.assign(level=tops[row] + table["depth"]).reset_index(drop=True)
+    return Timeline(
+        start_ns,
+        end_ns,
+        rows,
+        table,
+        hidden_threads=len(every) - len(shown),
+        hidden_slices=count - len(table),
+        hidden_levels=max(_deepest(recording, [thread.tid for thread in shown]) - max_depth, 0),
+    )
+
+
+def slices(
+    recording: Recording, *, columns: int | None = None, max_depth: int | None = None
+) -> pd.DataFrame:
+    """Join consecutive samples of each thread, depth by depth.
+
+    Parameters
+    ----------
+    recording : Recording
+        Whose samples to join.
+    columns : int, optional
+        Pixels that the recording's time is drawn over.  Samples that fall into one pixel of
+        a thread are merged: one stands for them, with the frames that most have in common.
+    max_depth : int, optional
+        Outermost frames to keep of each stack.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns ``tid depth ts_ns dur_ns kind function filename line_number samples``, sorted
+        by thread, depth and time.  ``line_number`` is the function's first line.  A thread
+        that has no sample for more than 2.5 periods, and 3 pixels, was idle: its slices end.
+    """
+    frames = recording.frames
+    if max_depth is not None:
+        frames = frames[frames["depth"] < max_depth]
+    functions = _functions(frames)
+    stacks = _Stacks(frames["stack_id"].to_numpy(), frames["depth"].to_numpy(), functions)
+
+    samples = recording.samples
+    tid, ts = samples["tid"].to_numpy(), samples["ts_ns"].to_numpy()
+    stack = stacks.rows_of(samples["stack_id"].to_numpy())
+    count = np.ones(len(ts), np.int64)  # samples that each one stands for
+    period = period_ns(recording)
+    gap = GAP_PERIODS * period
+    start_ns, end_ns = extent(recording)
+    pixel = (end_ns - start_ns) / columns if columns else 0.0
+    gap = max(gap, GAP_COLUMNS * pixel)
+    if len(ts) and pixel > period:
+        column = ((ts - start_ns) / pixel).astype(np.int64)
+        tid, column, stack, count = _merged(tid, column, stack, stacks.ranks()[stack])
+        ts = start_ns + (column * pixel).astype(np.int64)
+        period = int(np.ceil(pixel))
+
+    order = np.lexsort([ts, tid])
+    tid, ts, stack, count = tid[order], ts[order], stack[order], count[order]
+    joins = np.zeros(len(ts) + 1, bool)  # joins[i]: sample i goes on where sample i - 1 was
+    joins[1:-1] = (tid[1:] == tid[:-1]) & (np.diff(ts) <= gap)
+    common = np.zeros(len(ts) + 1, np.int64)
+    common[1:-1] = stacks.common_prefixes(stack[:-1], stack[1:])
+    common[~joins] = 0
+    depth = stacks.depths[stack]
+
+    # Sample i opens the slices from the prefix that it shares with the one before it, down to
+    # its own depth; sample j closes those below the prefix, of the one before it.  At each
+    # depth, opening and closing take turns, so sorting by depth pairs them.
+    opened, level = spread(common[:-1], depth)
+    closed, closed_level = spread(common[1:], depth)
+    opened = opened[np.argsort(level, kind="stable")]
+    order = np.argsort(closed_level, kind="stable")
+    closed, level = closed[order], closed_level[order]
+
+    ends = ts + period
+    ends[:-1] = np.where(joins[1:-1], ts[1:], ends[:-1])
+    before = np.concatenate([[0], np.cumsum(count)])
+    function = stacks.matrix[stack[opened], level]
+    named = frames.iloc[_first_rows(functions)]
+    table = pd.DataFrame(
+        {
+            "tid": tid[opened],
+            "depth": level.astype(np.int32),
+            "ts_ns": ts[opened],
+            "dur_ns": ends[closed] - ts[opened],
+            "kind": named["kind"].array.take(function),
+            "function": named["function"].array.take(function),
+            "filename": named["filename"].array.take(function),
+            "line_number": named["first_line"].to_numpy()[function],
+            "samples": before[closed + 1] - before[opened],
+        }
+    )
+    return table.sort_values(["tid", "depth", "ts_ns"], kind="stable", ignore_index=True)
+
+
+def threads(recording: Recording) -> list[Thread]:
+    """List the threads that have samples: the main one, then the others, busiest first."""
+    tid, samples = recording.samples["tid"].to_numpy(), recording.samples
+    tids, last, counts = np.unique(tid[::-1], return_index=True, return_counts=True)
+    of_each = samples.iloc[len(tid) - 1 - last]
+    given = recording.info.get("thread_names") or {}
+    found = [
+        (number != pid, Thread(number, str(given.get(str(number)) or comm), count))
+        for number, pid, comm, count in zip(
+            tids.tolist(),
+            of_each["pid"].tolist(),
+            of_each["comm"].tolist(),
+            counts.tolist(),
+            strict=True,
+        )
+    ]
+    return [x for _, x in sorted(found, key=lambda x: (x[0], -x[1].samples))]
+
+
+def extent(recording: Recording) -> tuple[int, int]:
+    """Return what the time axis spans: from the recording's start to its end, ns."""
+    ts = recording.samples["ts_ns"]
+    info = recording.info
+    bounds = [int(x) for x in (info.get("start_ns"), info.get("end_ns")) if x]
+    if len(ts):
+        bounds += [int(ts.iloc[0]), int(ts.iloc[-1]) + period_ns(recording)]
+    start = min(bounds, default=0)
+    return start, max([*bounds, start + 1])
+
+
+def period_ns(recording: Recording) -> int:
+    """Return how far apart the samples of a busy thread are, ns."""
+    weights = recording.samples["weight_ns"].to_numpy()
+    reached = (recording.info.get("hz") or {}).get("reached")
+    return max(int(np.median(weights)) if len(weights) else 0, int(1e9 / reached) if reached else 1)
+
+
+def _deepest(recording: Recording, tids: list[int]) -> int:
+    samples, frames = recording.samples, recording.frames
+    drawn = frames["stack_id"].isin(samples.loc[samples["tid"].isin(tids), "stack_id"])
+    return int(frames.loc[drawn, "depth"].max()) + 1 if drawn.any() else 0
+
+
+class _Stacks:
+    """The functions of each distinct stack, as a matrix padded with -1."""
+
+    def __init__(self, stack_ids: Ints, depths: Ints, functions: Ints) -> None:
+        self._ids, row = np.unique(stack_ids, return_inverse=True)
+        width = int(depths.max(initial=-1)) + 1
+        # One row more, the last, for stacks without frames.
+        self.matrix = np.full((len(self._ids) + 1, width), -1, np.int64)
+        self.matrix[row, depths] = functions
+        # Stacks that differ in lines alone are one stack here.
+        weights = np.random.default_rng(1).integers(1, 2**62, width)
+        same = pd.factorize(self.matrix @ weights)[0]
+        self._canonical = _first_rows(same)[same]
+        self.depths = (self.matrix >= 0).sum(axis=1)
+
+    def rows_of(self, stack_ids: Ints) -> Ints:
+        row = np.minimum(np.searchsorted(self._ids, stack_ids), max(len(self._ids) - 1, 0))
+        known = self._ids[row] == stack_ids if len(self._ids) else np.zeros(len(row), bool)
+        return self._canonical[np.where(known, row, len(self._ids))]
+
+    def ranks(self) -> Ints:
+        """Order the stacks, those with equal beginnings together."""
+        rank = np.empty(len(self.matrix), np.int64)
+        rank[np.lexsort([self.depths, *self.matrix.T[::-1]])] = np.arange(len(rank))
+        return rank
+
+    def common_prefixes(self, one: Ints, other: Ints) -> Ints:
+        """Count the outermost frames that pairs of stacks have in common."""
+        pair, pairs = pd.factorize(one * len(self.matrix) + other)
+        one, other = pairs // len(self.matrix), pairs % len(self.matrix)
+        prefix = np.zeros(len(pairs), np.int64)
+        same = np.ones(len(pairs), bool)
+        for depth in range(self.matrix.shape[1]):
+            left = self.matrix[one, depth]
+            same &= (left == self.matrix[other, depth]) & (left >= 0)
+            prefix += same
+        return prefix[pair]
+
+
+def _functions(frames: pd.DataFrame) -> Ints:
+    """Give each function a number, whatever line was executing."""
+    files = len(frames["filename"].cat.categories)
+    name = frames["function"].cat.codes.to_numpy(np.int64) * files
+    named = pd.factorize(name + frames["filename"].cat.codes.to_numpy())[0]
+    line = frames["first_line"].to_numpy(np.int64)
+    numbers: Ints = pd.factorize(named * (line.max(initial=0) + 1) + line)[0]
+    return numbers
+
+
+def _first_rows(numbers: Ints) -> Ints:
+    """Where each number is first, given that they were given in order of appearance."""
+    return np.unique(numbers, return_index=True)[1]
+
+
+def _merged(tid: Ints, column: Ints, stack: Ints, rank: Ints) -> tuple[Ints, Ints, Ints, Ints]:
+    """Keep one stack of each thread and column, and count the samples.
+
+    It is the median in the order of `rank`, where stacks with equal beginnings are neighbours:
+    whatever frames more than half of the stacks begin with, this one does.
+    """
+    thread, threads = pd.factorize(tid)
+    columns = int(column.max()) + 1
+    cell = thread * columns + column
+    order = np.lexsort([rank, cell])
+    cell, stack = cell[order], stack[order]
+    first = np.flatnonzero(np.diff(cell, prepend=-1))
+    count = np.diff(first, append=len(cell))
+    cell = cell[first]
+    return threads[cell // columns], cell % columns, stack[first + count // 2], count
+
+
+def spread(first: Ints, last: Ints) -> tuple[Ints, Ints]:
+    """Write each interval [first, last) as (number of the interval, member), one per member."""
+    lengths = last - first
+    number = np.repeat(np.arange(len(first)), lengths)
+    offset = np.arange(len(number)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return number, first[number] + offset

@@ -1,0 +1,69 @@
+"""The profiler's own decisions, without probes: what becomes of files and of odd answers."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import spools
+
+import pystack_nb
+
+from pystack_nb import PyStackProfiler, core
+from pystack_nb.errors import CollectorError
+from pystack_nb.spool import SUFFIX, spool_folder
+
+
+@pytest.fixture
+def runtime(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    return tmp_path
+
+
+def leave(number, data):
+    """A spool file of a process that has ended: this one's pid was another's before."""
+    path = spool_folder() / f"{os.getpid()}-1-{number}{SUFFIX}"
+    path.write_bytes(data)
+    return path
+
+
+WHOLE = spools.spool(spools.client(target_pid=7), spools.sample(5), spools.end(reason="stopped"))
+OTHER_VERSION = WHOLE[:8] + (99).to_bytes(4, "little") + WHOLE[12:]
+
+
+@pytest.mark.parametrize("bad", [b"", b"something else", WHOLE[:12], OTHER_VERSION])
+def test_a_file_that_can_t_be_read_hides_no_other_and_is_named(runtime, bad):
+    leave(0, WHOLE)
+    damaged = leave(1, bad)
+    leave(2, WHOLE)
+    with pytest.warns(UserWarning, match=f"{damaged} is left out .*: remove it"):
+        found = pystack_nb.recover()
+    assert [len(x.samples) for x in found] == [1, 1]
+    with pytest.warns(UserWarning, match="left out"):
+        pystack_nb.recover(keep=False)
+    assert list(runtime.rglob(f"*{SUFFIX}")) == [damaged]
+
+
+class PlayedClient:
+    """A collector's client that records nothing, and whose `stop` fails."""
+
+    def __init__(self, error):
+        self._error = error
+
+    def start(self, *_, **__):
+        return {}
+
+    def stop(self):
+        raise self._error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), CollectorError("gone: try again.")])
+def test_what_was_written_is_kept_when_stopping_is_broken_off(runtime, monkeypatch, error):
+    monkeypatch.setattr(core, "connect", lambda: PlayedClient(error))
+    profiler = PyStackProfiler()
+    profiler.start_profiling()
+    with pytest.raises(type(error)):
+        profiler.stop_profiling()
+    assert profiler.recording.info["target_pid"] == os.getpid()
+    assert not profiler.recording.info["complete"]
+    assert list(runtime.rglob(f"*{SUFFIX}")) == []

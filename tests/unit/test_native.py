@@ -1,0 +1,123 @@
+"""What native stacks stand for, from the memory map of a living process."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import sys
+
+from pathlib import Path
+
+import pytest
+
+from pystack_nb.collector import native
+from pystack_nb.collector.drain import PST_MODULE, Addresses
+from pystack_nb.collector.native import Symbols
+
+
+class Drained:
+    """Keeps what is appended to a recording."""
+
+    def __init__(self):
+        self.paths = {}
+        self.stacks = {}
+
+    def append_symbol(self, symbol_id, symbol):
+        self.paths[symbol_id] = os.fsdecode(symbol.text)
+
+    def append_stack(self, stack_id, _, frames):
+        self.stacks[stack_id] = [self.paths[symbol] for _, symbol in frames]
+
+
+def symbols_of(pid):
+    drained = Drained()
+    maps = os.open(f"/proc/{pid}/maps", os.O_RDONLY)
+    return Symbols(drained, maps, lambda _: b""), drained
+
+
+def executable(pid, part):
+    """Some address inside the executable mapping of a file."""
+    for line in os.fsdecode(Path(f"/proc/{pid}/maps").read_bytes()).split("\n"):
+        if part in line and line.split()[1][2] == "x":
+            return int(line.partition("-")[0], 16) + 64
+    pytest.fail(f"{part} is not mapped")
+
+
+def map_file(path):
+    """Map a file as a library is mapped, and return an address in it."""
+    path.write_bytes(bytes(mmap.PAGESIZE))
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC)
+    return mapped, executable(os.getpid(), path.name)
+
+
+def test_the_files_of_another_program_in_its_place_are_not_looked_at():
+    # GIVEN what was seen of a program
+    program = [sys.executable, "-c", "print(flush=True); input()"]
+    child = subprocess.Popen(
+        ["sh", "-c", 'echo; read x; exec "$@"', "sh", *program], stdin=-1, stdout=-1, text=True
+    )
+    child.stdout.readline()
+    symbols, drained = symbols_of(child.pid)
+    before = executable(child.pid, "libc.so")
+    # WHEN another one takes its place
+    child.stdin.write("\n")
+    child.stdin.flush()
+    child.stdout.readline()
+    after = executable(child.pid, "/python")
+    symbols.refresh()
+    symbols.tell(
+        [Addresses(1, PST_MODULE, (before,)), Addresses(2, PST_MODULE, (after,))], last=True
+    )
+    child.communicate("\n")
+    # THEN the first one's addresses have their names still, and the other one's none
+    assert drained.stacks[1][0].endswith("libc.so.6")
+    assert drained.stacks[2] == []
+
+
+def test_a_folder_may_have_a_carriage_return_in_its_name(tmp_path):
+    folder = tmp_path / "a\rb"
+    folder.mkdir()
+    mapped, address = map_file(folder / "library.so")
+    symbols, drained = symbols_of(os.getpid())
+    symbols.tell([Addresses(1, PST_MODULE, (address,))])
+    mapped.close()
+    assert drained.stacks == {1: [str(folder / "library.so")]}
+
+
+def test_a_library_loaded_meanwhile_is_named_wherever_it_is_in_a_stack(tmp_path):
+    symbols, drained = symbols_of(os.getpid())
+    old = executable(os.getpid(), "libc.so")
+    mapped, new = map_file(tmp_path / "library.so")
+    symbols.tell([Addresses(1, PST_MODULE, (old, new))], last=True)
+    mapped.close()
+    assert [Path(path).name for path in drained.stacks[1]] == ["libc.so.6", "library.so"]
+
+
+def test_a_stack_waits_for_the_next_look_at_the_map_but_not_for_the_end(tmp_path, monkeypatch):
+    symbols, drained = symbols_of(os.getpid())
+    monkeypatch.setattr(symbols, "_next_look", float("inf"))
+    old = executable(os.getpid(), "libc.so")
+    mapped, new = map_file(tmp_path / "library.so")
+    symbols.tell([Addresses(1, PST_MODULE, (old,)), Addresses(2, PST_MODULE, (old, new))])
+    assert list(drained.stacks) == [1]
+    symbols.tell([], last=True)
+    mapped.close()
+    assert len(drained.stacks[2]) == 2
+
+
+def test_an_address_that_is_none_ends_its_stack_without_a_look_at_the_map(monkeypatch):
+    symbols, drained = symbols_of(os.getpid())
+    monkeypatch.setattr(symbols, "refresh", pytest.fail)
+    old = executable(os.getpid(), "libc.so")
+    symbols.tell([Addresses(1, PST_MODULE, (old, 7, old)), Addresses(2, PST_MODULE, (2**63, old))])
+    assert [len(frames) for frames in drained.stacks.values()] == [1, 0]
+
+
+def test_of_a_map_without_end_only_the_beginning_is_read(monkeypatch):
+    monkeypatch.setattr(native, "_MAX_MAPS", 200)
+    symbols, drained = symbols_of(os.getpid())
+    last = executable(os.getpid(), "[vdso]")
+    symbols.tell([Addresses(1, PST_MODULE, (last,))])
+    assert drained.stacks == {1: []}

@@ -1,0 +1,113 @@
+"""The NumPy face of the wire format says what the C compiler says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pystack_nb import wire
+from pystack_nb.collector import drain
+
+
+HEADER_FILE = Path(__file__).resolve().parents[2] / "bpf" / "pystack_time.h"
+
+# name in C -> (dtype, name of the variable part, which the dtype leaves out)
+STRUCTURES = {
+    "pst_file_header": (wire.FILE_HEADER, None),
+    "pst_block_header": (wire.BLOCK_HEADER, None),
+    "pst_header": (wire.HEADER, None),
+    "pst_frame": (wire.FRAME, None),
+    "pst_sample": (wire.SAMPLE, "frames"),
+    "pst_code": (wire.CODE, None),
+    "pst_text": (wire.TEXT, "data"),
+    "pst_stats": (wire.STATS, None),
+    "pst_symbol": (wire.SYMBOL, None),
+    "pst_native_frame": (wire.NATIVE_FRAME, None),
+    "pst_stack": (wire.STACK, "frames"),
+}
+CONSTANTS = {
+    "PST_FORMAT": wire.FORMAT,
+    "PST_BLOCK_MAGIC": wire.BLOCK_MAGIC,
+    "PST_MAX_FRAMES": wire.MAX_FRAMES,
+    "PST_COMM_SIZE": wire.COMM_SIZE,
+    "PST_CHUNK_SIZE": wire.CHUNK_SIZE,
+    "PST_MAX_NATIVE": wire.MAX_NATIVE,
+    "PST_COUNTERS": wire.COUNTERS,
+    "PST_PARTS": len(wire.TextPart),
+    **{f"PST_{x.name}": x.value for x in wire.RecordType},
+    **{f"PST_{x.name}": x.value for x in wire.SampleFlag},
+    **{f"PST_COUNT_{x.name}": x.value for x in wire.Counter},
+    **{f"PST_{x.name}": x.value for x in wire.TextPart},
+    **{f"PST_{x.name}": x.value for x in wire.SymbolKind},
+}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """What a C program that includes the header prints about it."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    assert compiler, "a C compiler is needed, as for the build"
+    lines = []
+    for name, (dtype, variable) in STRUCTURES.items():
+        end = f"offsetof(struct {name}, {variable})" if variable else f"sizeof(struct {name})"
+        lines.append(f'printf("\\"{name}\\": %zu,", {end});')
+        lines += [
+            f'printf("\\"{name}.{field}\\": [%zu, %zu],", offsetof(struct {name}, {field}), '
+            f"sizeof(((struct {name} *)0)->{field}));"
+            for field in dtype.names
+        ]
+    lines += [f'printf("\\"{name}\\": %lld,", (long long){name});' for name in CONSTANTS]
+    source = tmp_path_factory.mktemp("wire") / "layout.c"
+    body = "\n\t".join(lines)
+    source.write_text(
+        f'#include <stddef.h>\n#include <stdio.h>\n#include "{HEADER_FILE}"\n'
+        f'int main(void)\n{{\n\tprintf("{{");\n\t{body}\n\tprintf("\\"end\\": 0}}");\n}}\n'
+    )
+    program = source.with_suffix("")
+    subprocess.run([compiler, "-o", program, source], check=True)
+    return json.loads(subprocess.run([program], check=True, capture_output=True).stdout)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_each_field_lies_where_the_compiler_puts_it(compiled, name):
+    dtype, _ = STRUCTURES[name]
+    expected = {field: [dtype.fields[field][1], dtype[field].itemsize] for field in dtype.names}
+    assert {field: compiled[f"{name}.{field}"] for field in dtype.names} == expected
+    assert compiled[name] == dtype.itemsize
+
+
+@pytest.mark.parametrize(
+    ("packed", "dtype"),
+    [
+        (drain._HEADER, wire.HEADER),
+        (drain._STACK, wire.STACK),
+        (drain._NATIVE_FRAME, wire.NATIVE_FRAME),
+        (drain._SYMBOL, wire.SYMBOL),
+        (drain._STATS, wire.STATS),
+    ],
+)
+def test_what_the_collector_packs_is_read_field_by_field(packed, dtype):
+    data = bytes(range(1, packed.size + 1))
+    assert packed.size == dtype.itemsize
+    read = np.frombuffer(data, dtype)[0].item()
+    assert packed.unpack(data) == tuple(flat(read))
+
+
+def flat(value):
+    for each in value:
+        yield from flat(each) if isinstance(each, tuple | np.ndarray) else (int(each),)
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_each_constant_has_the_header_s_value(compiled, name):
+    assert compiled[name] == CONSTANTS[name]
+
+
+def test_the_file_magic_is_the_one_the_header_tells():
+    assert f'"{wire.FILE_MAGIC.decode()[:-1]}\\n"' in HEADER_FILE.read_text()
