@@ -72,7 +72,9 @@ class Session:
         poll = select.poll()
         poll.register(self._connection, select.POLLIN)
         poll.register(self._peer.process.pidfd, select.POLLIN)
-        if trace:
+        # A client that records itself is watched once, as the client: two descriptors of one
+        # process need not be ready at the same moment, and its end must be told one way only.
+        if trace and trace.target.pid != self._peer.process.pid:
             poll.register(trace.target.pidfd, select.POLLIN)
         ready = {fd for fd, _ in poll.poll(trace.period * 1000 if trace else None)}
         if self._peer.process.pidfd in ready:
