@@ -191,7 +191,12 @@ def test_a_program_that_is_not_python_is_told_apart() -> None:
 
 
 def wait_for_exec(pid: int, name: str) -> None:
-    while Path(f"/proc/{pid}/exe").readlink().name != name:
+    """Wait until `pid` runs `name`: the kernel names a program before it has mapped its file."""
+    process = Path(f"/proc/{pid}")
+    while (
+        process.joinpath("exe").readlink().name != name
+        or f"/{name}\n" not in process.joinpath("maps").read_text()
+    ):
         time.sleep(0.001)
 
 
