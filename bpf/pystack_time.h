@@ -40,6 +40,9 @@ enum pst_record_type {
 	PST_SYMBOL = 6,    /* collector: struct pst_symbol, a module or a kernel function */
 	PST_META = 7,      /* both:      struct pst_header and UTF-8 JSON, an object */
 	PST_ADDRESSES = 8, /* kernel to collector only, never in a file: struct pst_addresses */
+	PST_CALLS = 9,     /* kernel or collector: struct pst_calls, a batch of a thread's calls */
+	PST_CLOCK = 10,    /* collector or probe: struct pst_clock, one more pair */
+	PST_COUNTS = 11,   /* collector or probe: struct pst_counts, what has counts only */
 };
 
 /* pst_header.flags of a PST_SAMPLE: what is missing from it. */
@@ -53,15 +56,22 @@ enum pst_sample_flag {
 	PST_KERNEL_MODE = 1 << 6,    /* not a loss: the sample hit kernel code */
 };
 
+/* pst_header.flags of a PST_CALLS. */
+enum pst_calls_flag {
+	PST_CALLS_REST = 1
+		<< 0, /* read from the shared buffer at the end, not by the probe's site */
+};
+
 /* Index into pst_stats.counters. */
 enum pst_counter {
-	PST_COUNT_TICKS = 0,     /* timer interrupts, also in forked children */
-	PST_COUNT_HITS = 1,      /* of these, in a thread of the target */
-	PST_COUNT_RING_FULL = 2, /* samples that found the ring buffer full */
-	PST_COUNT_DENIED = 3,    /* samples dropped: the target's rights changed */
-	PST_COUNT_NAME_LOST = 4, /* code objects whose strings did not arrive */
-	PST_COUNT_MAP_FULL = 5,  /* code objects that found no place in the map */
-	PST_COUNT_DISK_FULL = 6, /* samples that the spool file had no room for */
+	PST_COUNT_TICKS = 0,      /* timer interrupts, also in forked children */
+	PST_COUNT_HITS = 1,       /* of these, in a thread of the target */
+	PST_COUNT_RING_FULL = 2,  /* samples that found the ring buffer full */
+	PST_COUNT_DENIED = 3,     /* samples dropped: the target's rights changed */
+	PST_COUNT_NAME_LOST = 4,  /* code objects whose strings did not arrive */
+	PST_COUNT_MAP_FULL = 5,   /* code objects that found no place in the map */
+	PST_COUNT_DISK_FULL = 6,  /* samples that the spool file had no room for */
+	PST_COUNT_CALLS_LOST = 7, /* batches of calls that were not copied, or had no room */
 	PST_COUNTERS = 8,
 };
 
@@ -224,6 +234,165 @@ struct pst_config {
 	__u64 permitted; /* capabilities */
 	struct pst_kernel_layout kernel;
 	struct pst_layout layout;
+};
+
+/*
+ * Calls mode.  The probe, inside the recorded process, and the collector share a memfd
+ * that is sealed against shrinking and growing:
+ *
+ *     struct pst_shared                      at 0
+ *     struct pst_batch [PST_BATCHES]         at PST_BATCHES_AT; one belongs to each thread
+ *     struct pst_count [PST_COUNTED]         at PST_COUNTS_AT; by code id
+ *
+ * A thread stores words into its batch.  When it is full the thread reaches the probe's
+ * site, whose uprobe copies the batch into the ring buffer, and begins it anew.  What
+ * the batches hold when the recording ends, however it ends, the collector reads here.
+ */
+enum {
+	PST_BATCH_SIZE = 16384,
+	PST_BATCH_WORDS = 2042,
+	PST_BATCHES = 1024,
+	PST_BATCHES_AT = 4096,
+	PST_COUNTED = 65536, /* code ids from this one on have no counts */
+	PST_COUNTS_AT = PST_BATCHES_AT + PST_BATCHES * PST_BATCH_SIZE,
+	PST_SHARED_SIZE = PST_COUNTS_AT + PST_COUNTED * 16,
+	PST_PENDING_BATCHES = 512, /* the probe waits when as many are on their way */
+};
+
+#define PST_SHARED_MAGIC 0x534c4c4143545350ull /* "PSTCALLS" */
+
+enum pst_clock_source {
+	PST_MONOTONIC = 0, /* the counter is CLOCK_MONOTONIC itself */
+	PST_TSC = 1,       /* the processor's time stamp counter */
+};
+
+/* The counter and CLOCK_MONOTONIC, read in this order without a pause. */
+struct pst_pair {
+	__u64 before; /* counter */
+	__u64 ns;
+	__u64 after; /* counter */
+};
+
+/* Index into pst_shared.counters: what the probe had to do without. */
+enum pst_call_counter {
+	PST_CALLS_NO_BATCH = 0,     /* threads beyond PST_BATCHES: their calls are not recorded */
+	PST_CALLS_DEEP = 1,         /* times the C stack ran short, and calls ran unrecorded */
+	PST_CALLS_MAX_EVENTS = 2,   /* 1: the bound on events was reached */
+	PST_CALLS_WAITED_NS = 3,    /* time that threads waited for the drain */
+	PST_CALLS_GAVE_UP = 4,      /* batches sent although the drain did not follow */
+	PST_CALLS_INTERPRETERS = 5, /* sub-interpreters that are not recorded */
+	PST_CALLS_FORKS = 6,        /* forked children, which are not recorded */
+	PST_CALLS_STOPPED = 7,      /* 1: exact recording ended, the budget being used up */
+	PST_CALL_COUNTERS = 16,
+};
+
+struct pst_shared {
+	__u64 magic;     /* PST_SHARED_MAGIC */
+	__u32 format;    /* PST_FORMAT */
+	__u32 clock;     /* enum pst_clock_source */
+	__u32 used;      /* batches from 0 to this one have been used */
+	__u32 recording; /* counts up with each start */
+	__u64 sent;      /* batches that have reached the probe's site, by the probe */
+	__u64 drained;   /* of these, by the collector: taken from the ring buffer, or lost */
+	__u64 counters[PST_CALL_COUNTERS];
+	struct pst_pair start; /* when the recording began */
+};
+
+struct pst_batch {
+	__u32 thread; /* from 1, in the order of the threads' first calls; 0: not in use */
+	__u32 tid;    /* as the process itself knows it */
+	__u32 count;  /* words stored */
+	__u32 flags;
+	__u64 sequence;       /* of this thread's batches, from 0 */
+	struct pst_pair pair; /* read when the batch began: all its times are later */
+	__u64 words[PST_BATCH_WORDS];
+};
+
+/*
+ * A word is an event:
+ *
+ *     bits  0 - 39   low bits of the counter: the time of the word before (pair.after, for
+ *                    the first) and the difference, taken as a signed number of 40 bits; a
+ *                    time that is less than the one before is taken as equal to it
+ *     bits 40 - 61   operand
+ *     bits 62 - 63   enum pst_word
+ */
+enum {
+	PST_TIME_BITS = 40,
+	PST_OPERAND_BITS = 22,
+	PST_KIND_SHIFT = 62,
+};
+
+enum pst_word {
+	PST_ENTER = 0,  /* a call begins; operand: code id */
+	PST_LEAVE = 1,  /* the innermost open call ends; operand: enum pst_leave */
+	PST_RESUME = 2, /* a generator or coroutine goes on; operand: code id */
+	PST_OTHER = 3,  /* operand: enum pst_other in its low 4 bits, and an argument */
+};
+
+enum pst_leave {
+	PST_RETURNED = 0,
+	PST_RAISED = 1,
+};
+
+/* Words that begin with one of these have no time of their own where it says so. */
+enum pst_other {
+	PST_WORD_TIME = 0, /* no time; the next word is the whole counter of the word after it */
+	/*
+	 * No time; argument: how many words of UTF-8 text follow; in the low 40 bits the code id
+	 * and, in bit 39, whether it is a C function.  The text is "filename\0qualname\0first
+	 * line", with NULs to its end.
+	 */
+	PST_WORD_CODE = 1,
+	/*
+	 * The thread goes on on another stack, as greenlets do; argument: its number, from 0,
+	 * which is the one that a thread begins on.  Open calls of the former one are
+	 * suspended, those of this one go on.
+	 */
+	PST_WORD_SWITCH = 2,
+	/* The next word is a code id: its calls have counts only from here on (or again slices). */
+	PST_WORD_DEMOTE = 3,
+	PST_WORD_PROMOTE = 4,
+	PST_WORD_GAP = 5,     /* from here on the thread's calls run unrecorded */
+	PST_WORD_GAP_END = 6, /* and from here on no more */
+};
+
+struct pst_calls {
+	struct pst_header header; /* flags: enum pst_calls_flag */
+	__u64 ts_ns;              /* CLOCK_MONOTONIC, by the kernel; 0: not known */
+	__u32 pid;                /* as the target's own PID namespace sees them */
+	__u32 tid;
+	__u32 cpu;
+	__u32 reserved;
+	char comm[PST_COMM_SIZE];
+	struct pst_batch batch; /* in a file, only `count` words of it */
+};
+
+struct pst_clock {
+	struct pst_header header;
+	__u32 clock; /* enum pst_clock_source */
+	__u32 reserved;
+	struct pst_pair pair;
+};
+
+/* Calls that have no slices; ticks of the clock. */
+struct pst_count {
+	__u64 calls;
+	__u64 ticks;
+};
+
+struct pst_code_count {
+	__u32 code_id;
+	__u32 reserved;
+	struct pst_count count;
+};
+
+struct pst_counts {
+	struct pst_header header;
+	__u32 count;
+	__u32 reserved;
+	__u64 counters[PST_CALL_COUNTERS]; /* pst_shared.counters */
+	struct pst_code_count codes[];     /* `count` of them */
 };
 
 #endif
