@@ -283,6 +283,7 @@ enum pst_call_counter {
 	PST_CALLS_INTERPRETERS = 5, /* sub-interpreters that are not recorded */
 	PST_CALLS_FORKS = 6,        /* forked children, which are not recorded */
 	PST_CALLS_STOPPED = 7,      /* 1: exact recording ended, the budget being used up */
+	PST_CALLS_NO_ID = 8,        /* calls of code objects that got no id */
 	PST_CALL_COUNTERS = 16,
 };
 

@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: MIT */
+/* The module pystack_nb.probe._probe: switch the recording of calls on and off. */
+#include "codes.h"
+#include "evaluate.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+void pystack_probe_site(struct pst_batch *batch);
+
+static void free_patterns(struct patterns *patterns)
+{
+	for (size_t i = 0; i < patterns->count; i++)
+		free(patterns->globs[i]);
+	free(patterns->globs);
+	*patterns = (struct patterns){0};
+}
+
+static int set_patterns(struct patterns *patterns, PyObject *globs)
+{
+	Py_ssize_t count = PyTuple_GET_SIZE(globs);
+
+	free_patterns(patterns);
+	patterns->globs = calloc(count + 1, sizeof(*patterns->globs));
+	if (!patterns->globs) {
+		PyErr_NoMemory();
+		return -1;
+	}
+	for (Py_ssize_t i = 0; i < count; i++) {
+		const char *glob = PyUnicode_AsUTF8(PyTuple_GET_ITEM(globs, i));
+
+		if (!glob)
+			return -1;
+		patterns->globs[i] = strdup(glob);
+		if (!patterns->globs[i]) {
+			PyErr_NoMemory();
+			return -1;
+		}
+		patterns->count++;
+	}
+	return 0;
+}
+
+static void count_interpreters(void)
+{
+	uint64_t others = 0;
+
+	for (PyInterpreterState *i = PyInterpreterState_Head(); i; i = PyInterpreterState_Next(i))
+		others += i != PyInterpreterState_Get();
+	if (others > rec.shared->counters[PST_CALLS_INTERPRETERS])
+		rec.shared->counters[PST_CALLS_INTERPRETERS] = others;
+}
+
+static void after_fork_in_parent(void)
+{
+	if (rec.recording)
+		rec.shared->counters[PST_CALLS_FORKS]++;
+}
+
+static void after_fork_in_child(void)
+{
+	recorder_forget();
+}
+
+PyDoc_STRVAR(start_doc,
+	     "start(fd, spool, tsc, max_events, include, exclude, hidden)\n--\n\n"
+	     "Record the calls of this interpreter, from this one's return on.\n\n"
+	     "fd: the shared memory. spool: -1, or the file that the in-process source writes to.\n"
+	     "tsc: whether the processor's counter is the clock. The rest: tuples of globs.");
+
+static PyObject *start(PyObject *module, PyObject *args)
+{
+	int fd, spool, tsc, error;
+	unsigned long long max_events;
+	PyObject *include, *exclude, *hidden;
+
+	(void)module;
+	if (!PyArg_ParseTuple(args, "iipKO!O!O!", &fd, &spool, &tsc, &max_events, &PyTuple_Type,
+			      &include, &PyTuple_Type, &exclude, &PyTuple_Type, &hidden))
+		return NULL;
+	if (rec.shared) {
+		PyErr_SetString(PyExc_RuntimeError, "calls are being recorded already");
+		return NULL;
+	}
+	if (set_patterns(&filters.include, include) || set_patterns(&filters.exclude, exclude) ||
+	    set_patterns(&filters.hidden, hidden))
+		return NULL;
+	evaluate_install();
+	codes_begin();
+	error = recorder_start(fd, spool, tsc ? PST_TSC : PST_MONOTONIC, max_events);
+	if (error) {
+		evaluate_remove();
+		errno = error;
+		return PyErr_SetFromErrno(PyExc_OSError);
+	}
+	count_interpreters();
+	Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(stop_doc, "stop()\n--\n\n"
+		       "Record no more. Whether the evaluator could be taken out.\n\n"
+		       "What is left in the shared memory stays there until close().");
+
+static PyObject *stop(PyObject *module, PyObject *unused)
+{
+	(void)module, (void)unused;
+	if (!rec.shared)
+		Py_RETURN_TRUE;
+	count_interpreters();
+	recorder_stop();
+	return PyBool_FromLong(evaluate_remove());
+}
+
+PyDoc_STRVAR(close_doc, "close()\n--\n\n"
+			"Let go of the shared memory; the in-process source writes what is left.");
+
+static PyObject *close_(PyObject *module, PyObject *unused)
+{
+	int error = 0;
+
+	(void)module, (void)unused;
+	if (rec.shared && rec.spool >= 0) {
+		recorder_write_rest();
+		error = rec.error;
+	}
+	recorder_close();
+	if (error) {
+		errno = error;
+		return PyErr_SetFromErrno(PyExc_OSError);
+	}
+	Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(forget_doc, "forget()\n--\n\nIn a forked child: take the evaluator out.");
+
+static PyObject *forget(PyObject *module, PyObject *unused)
+{
+	(void)module, (void)unused;
+	evaluate_remove();
+	Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(site_doc, "site()\n--\n\nAddress of the probe's site.");
+
+static PyObject *site(PyObject *module, PyObject *unused)
+{
+	(void)module, (void)unused;
+	return PyLong_FromVoidPtr((void *)pystack_probe_site);
+}
+
+static PyMethodDef methods[] = {
+	{"start", start, METH_VARARGS, start_doc}, {"stop", stop, METH_NOARGS, stop_doc},
+	{"close", close_, METH_NOARGS, close_doc}, {"forget", forget, METH_NOARGS, forget_doc},
+	{"site", site, METH_NOARGS, site_doc},     {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+	PyModuleDef_HEAD_INIT,
+	"_probe",
+	"Records calls into shared memory.",
+	-1,
+	methods,
+	NULL,
+	NULL,
+	NULL,
+	NULL,
+};
+
+PyMODINIT_FUNC PyInit__probe(void)
+{
+	if (codes_init())
+		return NULL;
+	if (pthread_atfork(NULL, after_fork_in_parent, after_fork_in_child))
+		return PyErr_NoMemory();
+	PyObject *module = PyModule_Create(&definition);
+
+	if (module && PyModule_AddIntConstant(module, "SHARED_SIZE", PST_SHARED_SIZE)) {
+		Py_DECREF(module);
+		return NULL;
+	}
+	return module;
+}

@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Code objects: each has an id of its own, kept in the code object itself (PEP 523's
+ * co_extra), so that it goes with it when it is freed and its address used again.
+ * What becomes of its calls is decided once, when it is first seen in a recording.
+ */
+#ifndef PYSTACK_CODES_H
+#define PYSTACK_CODES_H
+
+#include "recorder.h"
+
+enum code_mode {
+	CODE_RECORDED,
+	CODE_GENERATOR, /* recorded; its first evaluation makes the generator */
+	CODE_SKIPPED,   /* neither recorded nor counted */
+	CODE_COUNTED,   /* counted only */
+};
+
+struct code {
+	uint32_t recording; /* the one that what follows belongs to */
+	uint32_t id;
+	uint8_t mode;
+	bool generator; /* whatever its mode is */
+};
+
+/* Patterns that choose what is recorded: globs of paths or of modules' names. */
+struct patterns {
+	char **globs;
+	size_t count;
+};
+
+struct filters {
+	struct patterns include; /* none: everything */
+	struct patterns exclude;
+	struct patterns hidden; /* folders, whose own files are never recorded */
+};
+
+extern struct filters filters;
+extern Py_ssize_t code_index;
+
+/* Ask the interpreter for a place in its code objects; -1 with an exception. */
+int codes_init(void);
+/* Ids begin anew. */
+void codes_begin(void);
+/* Name a code object, and decide what becomes of its calls; NULL: it has no id. */
+struct code *codes_learn(struct thread *t, Frame *f);
+
+static inline struct code *code_of(const PyCodeObject *code)
+{
+	const struct code_extras *extras = code->co_extra;
+
+	if (UNLIKELY(!extras || extras->size <= code_index))
+		return NULL;
+	return extras->extras[code_index];
+}
+
+#endif

@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the probe reads of the interpreter's own structures, one name for all minors.
+ * Sources: Include/internal/pycore_frame.h and Objects/codeobject.c of each.
+ */
+#ifndef PYSTACK_FRAMES_H
+#define PYSTACK_FRAMES_H
+
+#define Py_BUILD_CORE_MODULE 1
+#include <Python.h>
+#include <internal/pycore_frame.h>
+
+#if PY_VERSION_HEX < 0x030B0000 || PY_VERSION_HEX >= 0x030E0000
+#error "the probe knows the frames of CPython 3.11, 3.12 and 3.13"
+#endif
+
+typedef struct _PyInterpreterFrame Frame;
+
+/* Objects/codeobject.c: what code->co_extra leads to. */
+struct code_extras {
+	Py_ssize_t size;
+	void *extras[1];
+};
+
+static inline PyCodeObject *frame_code(const Frame *f)
+{
+#if PY_VERSION_HEX >= 0x030D0000
+	return (PyCodeObject *)f->f_executable;
+#else
+	return f->f_code;
+#endif
+}
+
+/* The innermost Python frame of a thread. */
+static inline Frame *current_frame(const PyThreadState *ts)
+{
+#if PY_VERSION_HEX >= 0x030D0000
+	return ts->current_frame;
+#else
+	return ts->cframe->current_frame;
+#endif
+}
+
+/*
+ * Whether this is the evaluation of a generator function's or coroutine's first
+ * instructions, which make the generator and return it: creation is no call.
+ */
+static inline int makes_generator(const Frame *f)
+{
+	return f->owner != FRAME_OWNED_BY_GENERATOR;
+}
+
+/*
+ * The evaluator counts C recursion by as much (Python/ceval.c, PY_EVAL_C_STACK_UNITS),
+ * which a call from Python to Python costs nothing of without a probe.  The probe gives
+ * it back, and watches the stack itself.
+ */
+#if PY_VERSION_HEX >= 0x030C0000
+enum { EVALUATION_UNITS = 2 };
+static inline void give_recursion(PyThreadState *ts)
+{
+	ts->c_recursion_remaining += EVALUATION_UNITS;
+}
+static inline void take_recursion(PyThreadState *ts)
+{
+	ts->c_recursion_remaining -= EVALUATION_UNITS;
+}
+#else
+static inline void give_recursion(PyThreadState *ts)
+{
+	(void)ts;
+}
+static inline void take_recursion(PyThreadState *ts)
+{
+	(void)ts;
+}
+#endif
+
+#endif

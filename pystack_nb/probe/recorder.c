@@ -1,0 +1,410 @@
+/* SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "recorder.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+enum {
+	WAIT_NS = 50000,
+	PATIENCE_NS = 1000000000, /* without any progress of the drain */
+	LEVELS = 256,
+	STACK_MARGIN = 256 << 10, /* of the C stack, which is left to what runs unrecorded */
+};
+
+struct recorder rec = {.spool = -1};
+__thread struct thread *this_thread __attribute__((tls_model("initial-exec")));
+
+/* A thread may end without the GIL while another one stops the recording. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_key_t key;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static struct thread *threads;
+static uint32_t last_thread;
+
+/*
+ * The probe's site.  The uprobe is attached to its first instruction, a five-byte nop,
+ * which the kernel can turn into a call instead of a trap; rdi: the batch.
+ */
+__asm__(".pushsection .text\n"
+	".globl pystack_probe_site\n"
+	".type pystack_probe_site, @function\n"
+	".p2align 5\n"
+	"pystack_probe_site:\n"
+	"	.byte 0x0f, 0x1f, 0x44, 0x00, 0x00\n"
+	"	ret\n"
+	".size pystack_probe_site, . - pystack_probe_site\n"
+	".popsection\n");
+void pystack_probe_site(struct pst_batch *batch);
+
+static void read_pair(struct pst_pair *pair)
+{
+	pair->before = ticks_now();
+	pair->ns = monotonic_ns();
+	pair->after = ticks_now();
+}
+
+static void free_stacks(struct thread *t)
+{
+	while (t->stacks) {
+		struct stack *s = t->stacks;
+
+		t->stacks = s->next;
+		free(s->levels);
+		free(s);
+	}
+}
+
+static void free_thread(struct thread *t)
+{
+	free_stacks(t);
+	free(t);
+}
+
+/* The end of a thread, after its last Python code and perhaps without the GIL. */
+static void thread_ends(void *arg)
+{
+	struct thread *t = arg, **at = &threads;
+
+	pthread_mutex_lock(&lock);
+	while (*at && *at != t)
+		at = &(*at)->next;
+	if (*at)
+		*at = t->next;
+	if (t->batch && t->recording == rec.recording && rec.recording) {
+		recorder_flush(t);
+		t->batch->thread = 0;
+	}
+	pthread_mutex_unlock(&lock);
+	free_thread(t);
+}
+
+static void make_key(void)
+{
+	pthread_key_create(&key, thread_ends);
+}
+
+int recorder_start(int fd, int spool, uint32_t clock, uint64_t max_events)
+{
+	static uint32_t recordings;
+	void *memory = mmap(NULL, PST_SHARED_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+	if (memory == MAP_FAILED)
+		return errno;
+	pthread_once(&once, make_key);
+	rec.shared = memory;
+	rec.batches = (void *)((char *)memory + PST_BATCHES_AT);
+	rec.counts = (void *)((char *)memory + PST_COUNTS_AT);
+	rec.clock = clock;
+	rec.spool = spool;
+	rec.error = 0;
+	rec.events = 0;
+	rec.max_events = max_events;
+	last_thread = 0;
+	rec.shared->magic = PST_SHARED_MAGIC;
+	rec.shared->format = PST_FORMAT;
+	rec.shared->clock = clock;
+	rec.shared->recording = ++recordings ? recordings : ++recordings;
+	read_pair(&rec.shared->start);
+	rec.recording = recordings;
+	return 0;
+}
+
+void recorder_stop(void)
+{
+	pthread_mutex_lock(&lock);
+	rec.recording = 0;
+	pthread_mutex_unlock(&lock);
+}
+
+void recorder_close(void)
+{
+	pthread_mutex_lock(&lock);
+	for (struct thread *t = threads; t; t = t->next)
+		t->batch = NULL;
+	if (rec.shared)
+		munmap(rec.shared, PST_SHARED_SIZE);
+	rec.shared = NULL;
+	rec.spool = -1;
+	pthread_mutex_unlock(&lock);
+}
+
+void recorder_forget(void)
+{
+	/* Whoever held the lock is not in this process; nor are the other threads. */
+	pthread_mutex_init(&lock, NULL);
+	rec.recording = 0;
+	recorder_close();
+}
+
+/* A free batch, or NULL; under the lock. */
+static struct pst_batch *take_batch(void)
+{
+	static uint32_t hint;
+
+	for (uint32_t i = 0; i < PST_BATCHES; i++) {
+		uint32_t n = (hint + i) % PST_BATCHES;
+
+		if (n < rec.shared->used && rec.batches[n].thread)
+			continue;
+		if (n >= rec.shared->used)
+			n = rec.shared->used++;
+		hint = n + 1;
+		return &rec.batches[n];
+	}
+	return NULL;
+}
+
+static void begin_batch(struct thread *t)
+{
+	read_pair(&t->batch->pair);
+	/* What is stored goes on from here, so that a reader needs nothing else. */
+	t->last = t->batch->pair.after;
+}
+
+static uintptr_t find_stack_low(void)
+{
+	pthread_attr_t attributes;
+	void *address;
+	size_t size;
+	uintptr_t low = 0;
+
+	if (pthread_getattr_np(pthread_self(), &attributes))
+		return 0;
+	if (!pthread_attr_getstack(&attributes, &address, &size))
+		low = (uintptr_t)address + (size / 2 < STACK_MARGIN ? size / 2 : STACK_MARGIN);
+	pthread_attr_destroy(&attributes);
+	return low;
+}
+
+static struct stack *new_stack(struct thread *t)
+{
+	struct stack *s = calloc(1, sizeof(*s));
+
+	if (s)
+		s->levels = calloc(LEVELS, sizeof(*s->levels));
+	if (!s || !s->levels)
+		Py_FatalError("pystack_nb: no memory for a stack of the recording");
+	s->limit = s->levels + LEVELS;
+	s->top = s->levels;
+	s->number = t->next_stack++;
+	s->next = t->stacks;
+	t->stacks = s;
+	return s;
+}
+
+COLD struct thread *recorder_attach(void)
+{
+	struct thread *t = this_thread;
+
+	if (t && t->without == rec.recording)
+		return NULL;
+	pthread_mutex_lock(&lock);
+	if (!t) {
+		t = calloc(1, sizeof(*t));
+		if (!t)
+			goto done;
+		t->stack_low = find_stack_low();
+		t->next = threads;
+		threads = t;
+		this_thread = t;
+		pthread_setspecific(key, t);
+	}
+	free_stacks(t);
+	t->next_stack = 0;
+	t->recording = 0;
+	t->batch = take_batch();
+	if (!t->batch) {
+		t->without = rec.recording;
+		rec.shared->counters[PST_CALLS_NO_BATCH]++;
+		goto done;
+	}
+	t->recording = rec.recording;
+	t->stack = new_stack(t);
+	t->top = t->stack->top;
+	t->limit = t->stack->limit;
+	t->batch->thread = ++last_thread;
+	t->batch->tid = syscall(SYS_gettid);
+	t->batch->count = 0;
+	t->batch->sequence = 0;
+	begin_batch(t);
+done:
+	pthread_mutex_unlock(&lock);
+	return t && t->batch ? t : NULL;
+}
+
+COLD void recorder_grow(struct thread *t)
+{
+	struct stack *s = t->stack;
+	size_t size = s->limit - s->levels, at = t->top - s->levels;
+	struct level *levels = realloc(s->levels, 2 * size * sizeof(*levels));
+
+	if (!levels)
+		Py_FatalError("pystack_nb: no memory for a stack of the recording");
+	s->levels = levels;
+	s->limit = t->limit = levels + 2 * size;
+	t->top = levels + at;
+}
+
+void recorder_switch(struct thread *t, struct stack *s)
+{
+	t->stack->top = t->top;
+	t->stack = s;
+	t->top = s->top;
+	t->limit = s->limit;
+	put_other(t, PST_WORD_SWITCH, s->number);
+}
+
+COLD void recorder_new_stack(struct thread *t)
+{
+	struct stack *s = t->stacks;
+
+	while (s && (s == t->stack || s->top != s->levels))
+		s = s->next;
+	recorder_switch(t, s ? s : new_stack(t));
+}
+
+/* Let the drain follow, rather than lose anything. */
+static void wait_for_drain(void)
+{
+	uint64_t seen = __atomic_load_n(&rec.shared->drained, __ATOMIC_RELAXED);
+	uint64_t begun = monotonic_ns(), since = begun, now;
+
+	while (rec.shared->sent - seen > PST_PENDING_BATCHES) {
+		struct timespec pause = {.tv_nsec = WAIT_NS};
+		uint64_t drained;
+
+		nanosleep(&pause, NULL);
+		now = monotonic_ns();
+		drained = __atomic_load_n(&rec.shared->drained, __ATOMIC_RELAXED);
+		if (drained != seen) {
+			seen = drained;
+			since = now;
+		} else if (now - since > PATIENCE_NS) {
+			rec.shared->counters[PST_CALLS_GAVE_UP]++;
+			break;
+		}
+	}
+	rec.shared->counters[PST_CALLS_WAITED_NS] += monotonic_ns() - begun;
+}
+
+/* Write records as one block of a spool file. */
+static void write_record(struct iovec *parts, int count)
+{
+	struct pst_block_header head = {.magic = PST_BLOCK_MAGIC, .record_count = 1};
+	uint32_t sizes[2] = {0};
+	struct iovec iov[4] = {{&head, sizeof(head)}, {sizes, sizeof(sizes)}};
+
+	for (int i = 0; i < count; i++) {
+		sizes[0] += parts[i].iov_len;
+		iov[2 + i] = parts[i];
+	}
+	head.data_size = sizes[0];
+	if (rec.error)
+		return;
+	ssize_t wanted = sizeof(head) + sizeof(sizes) + sizes[0];
+	ssize_t n = writev(rec.spool, iov, 2 + count);
+
+	if (n != wanted)
+		rec.error = n < 0 ? errno : ENOSPC;
+}
+
+static void write_batch(struct pst_batch *b, uint16_t flags)
+{
+	struct pst_calls head = {
+		.header = {.type = PST_CALLS, .flags = flags},
+		.pid = getpid(),
+		.tid = b->tid,
+	};
+	size_t fixed = offsetof(struct pst_calls, batch);
+	size_t used = offsetof(struct pst_batch, words) + b->count * sizeof(b->words[0]);
+	struct iovec parts[] = {{&head, fixed}, {b, used}};
+
+	head.header.size = fixed + used;
+	write_record(parts, 2);
+}
+
+void recorder_write_rest(void)
+{
+	struct pst_clock clock = {
+		.header = {.size = sizeof(clock), .type = PST_CLOCK},
+		.clock = rec.clock,
+	};
+	struct iovec part = {&clock, sizeof(clock)};
+	uint32_t counted = 0;
+
+	clock.pair = rec.shared->start;
+	write_record(&part, 1);
+	for (uint32_t i = 0; i < rec.shared->used; i++)
+		if (rec.batches[i].thread)
+			write_batch(&rec.batches[i], PST_CALLS_REST);
+	read_pair(&clock.pair);
+	write_record(&part, 1);
+
+	for (uint32_t i = 0; i < PST_COUNTED; i++)
+		counted += rec.counts[i].calls != 0;
+	size_t size = sizeof(struct pst_counts) + counted * sizeof(struct pst_code_count);
+	struct pst_counts *counts = calloc(1, size);
+
+	if (!counts) {
+		rec.error = ENOMEM;
+		return;
+	}
+	counts->header = (struct pst_header){.size = size, .type = PST_COUNTS};
+	memcpy(counts->counters, rec.shared->counters, sizeof(counts->counters));
+	for (uint32_t i = 0; i < PST_COUNTED; i++)
+		if (rec.counts[i].calls)
+			counts->codes[counts->count++] =
+				(struct pst_code_count){.code_id = i, .count = rec.counts[i]};
+	part = (struct iovec){counts, size};
+	write_record(&part, 1);
+	free(counts);
+}
+
+COLD void recorder_flush(struct thread *t)
+{
+	struct pst_batch *b = t->batch;
+
+	if (!b->count)
+		return;
+	rec.events += b->count;
+	if (rec.max_events && rec.events >= rec.max_events) {
+		rec.shared->counters[PST_CALLS_MAX_EVENTS] = 1;
+		rec.recording = 0;
+	}
+	if (rec.spool >= 0) {
+		write_batch(b, 0);
+	} else {
+		rec.shared->sent++;
+		pystack_probe_site(b);
+		if (rec.shared->sent - __atomic_load_n(&rec.shared->drained, __ATOMIC_RELAXED) >
+		    PST_PENDING_BATCHES)
+			wait_for_drain();
+	}
+	/* In this order: killed in between, it has a number that has come already. */
+	__atomic_store_n(&b->count, 0, __ATOMIC_RELEASE);
+	__atomic_store_n(&b->sequence, b->sequence + 1, __ATOMIC_RELEASE);
+	begin_batch(t);
+}
+
+COLD void recorder_reserve(struct thread *t, uint32_t words)
+{
+	if (t->batch->count + words > PST_BATCH_WORDS - WORDS_LEFT)
+		recorder_flush(t);
+}
+
+COLD uint64_t recorder_whole_time(struct thread *t, uint64_t now)
+{
+	if ((int64_t)(now - t->last) < 0)
+		return t->last;
+	recorder_reserve(t, 3);
+	put(t, (uint64_t)PST_OTHER << PST_KIND_SHIFT | (uint64_t)PST_WORD_TIME << PST_TIME_BITS);
+	put(t, now);
+	return now;
+}

@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Where events go: a batch for each thread in the shared memory, and from there, when it
+ * is full, through the probe's site or to a file.  The structures are those of
+ * bpf/pystack_time.h.
+ *
+ * Everything here runs with the GIL, but for the end of a thread.
+ */
+#ifndef PYSTACK_RECORDER_H
+#define PYSTACK_RECORDER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <time.h>
+#include <x86intrin.h>
+
+#include "frames.h"
+#include "pystack_time.h"
+
+#define LIKELY(x)   __builtin_expect(!!(x), 1)
+#define UNLIKELY(x) __builtin_expect(!!(x), 0)
+#define COLD        __attribute__((noinline, cold))
+
+enum {
+	WORDS_LEFT = 4,       /* a batch is full when it has room for no more than these */
+	WHOLE_TIME = 1 << 30, /* ticks after which an event carries the whole counter */
+};
+
+/* An evaluation that is on a thread's stack, recorded or not. */
+struct level {
+	Frame *frame;
+	uint32_t depth; /* recorded calls around, itself included; used with limits alone */
+	bool deep;      /* calls in it run unrecorded, the C stack being nearly used up */
+};
+
+/* The levels of one stack: the thread's own, or a greenlet's. */
+struct stack {
+	struct level *levels; /* levels[0] stands for what was there before the recording */
+	struct level *limit;
+	struct level *top; /* of a stack that is not in use now */
+	uint32_t number;   /* operand of PST_WORD_SWITCH */
+	struct stack *next;
+};
+
+struct thread {
+	uint32_t recording; /* the one that all below belongs to */
+	struct level *top;
+	struct level *limit;
+	struct pst_batch *batch;
+	uint64_t last;       /* the newest time stored */
+	uintptr_t stack_low; /* a frame below this leaves exact mode */
+	struct stack *stack;
+	struct stack *stacks;
+	uint32_t next_stack;
+	uint32_t without;    /* a recording that had no batch left for this thread */
+	struct thread *next; /* all that there are */
+};
+
+struct recorder {
+	uint32_t recording; /* 0: nothing is being recorded */
+	uint32_t clock;     /* enum pst_clock_source */
+	struct pst_shared *shared;
+	struct pst_batch *batches;
+	struct pst_count *counts;
+	int spool; /* in-process source: the file that batches are written to; else -1 */
+	int error; /* errno of the first write to it that failed */
+	uint64_t events, max_events;
+};
+
+extern struct recorder rec;
+extern __thread struct thread *this_thread __attribute__((tls_model("initial-exec")));
+
+static inline uint64_t monotonic_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + ts.tv_nsec;
+}
+
+static inline uint64_t ticks_now(void)
+{
+	return LIKELY(rec.clock == PST_TSC) ? __rdtsc() : monotonic_ns();
+}
+
+/* Map the shared memory and begin; 0 or an errno. `spool` is -1, or the in-process source's file.
+ */
+int recorder_start(int fd, int spool, uint32_t clock, uint64_t max_events);
+/* No event is stored from here on. */
+void recorder_stop(void);
+/* Unmap; what the threads' batches hold has been taken. */
+void recorder_close(void);
+/* Append what is left to the in-process source's file. */
+void recorder_write_rest(void);
+/* This process is a forked copy: let go of the parent's memory. */
+void recorder_forget(void);
+/* The calling thread's state in this recording, or NULL: there is no batch for it. */
+struct thread *recorder_attach(void);
+/* Send the batch off and begin it anew. */
+void recorder_flush(struct thread *t);
+/* Make room for `words` that must stand together. */
+void recorder_reserve(struct thread *t, uint32_t words);
+/* Store the whole counter, because the last time is too far away. */
+uint64_t recorder_whole_time(struct thread *t, uint64_t now);
+/* More levels on the stack in use. */
+void recorder_grow(struct thread *t);
+/* Go on with a stack that has no open call, made if need be. */
+void recorder_new_stack(struct thread *t);
+/* Go on with a stack of this thread. */
+void recorder_switch(struct thread *t, struct stack *s);
+
+static inline void put(struct thread *t, uint64_t word)
+{
+	struct pst_batch *b = t->batch;
+	uint32_t n = b->count;
+
+	b->words[n] = word;
+	b->count = n + 1;
+	if (UNLIKELY(n + 1 >= PST_BATCH_WORDS - WORDS_LEFT))
+		recorder_flush(t);
+}
+
+/* Store an event that happens now; its time. */
+static inline uint64_t put_now(struct thread *t, enum pst_word kind, uint32_t operand)
+{
+	uint64_t now = ticks_now();
+
+	/* Also when it is less: processors may differ by some ticks. */
+	if (UNLIKELY(now - t->last > WHOLE_TIME))
+		now = recorder_whole_time(t, now);
+	t->last = now;
+	put(t, (uint64_t)kind << PST_KIND_SHIFT | (uint64_t)operand << PST_TIME_BITS |
+		       (now & ((1ull << PST_TIME_BITS) - 1)));
+	return now;
+}
+
+static inline void put_other(struct thread *t, enum pst_other kind, uint32_t argument)
+{
+	put_now(t, PST_OTHER, kind | argument << 4);
+}
+
+#endif
