@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 PY := .venv/bin/python
+C_SOURCES = $(wildcard bpf/*.[ch] pystack_nb/*.c pystack_nb/probe/*.[ch])
 
 .PHONY: help setup demo test check format bench build clean distclean
 .DEFAULT_GOAL := help
@@ -22,12 +23,12 @@ check: setup  ## linters, formatters and the type checker
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
-	.venv/bin/clang-format --dry-run -Werror bpf/*.c bpf/*.h
+	.venv/bin/clang-format --dry-run -Werror $(C_SOURCES)
 
 format: setup  ## rewrite the sources as `make check` wants them
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
-	.venv/bin/clang-format -i bpf/*.c bpf/*.h
+	.venv/bin/clang-format -i $(C_SOURCES)
 
 bench: setup  ## measure beside peers; takes minutes on a quiet machine
 	@$(PY) benchmarks/sampling.py
@@ -37,6 +38,7 @@ build: setup  ## a wheel, in dist/
 
 clean:  ## remove what was built
 	@$(MAKE) -C bpf clean
+	@rm -f pystack_nb/*.so pystack_nb/probe/*.so
 	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 distclean: clean  ## remove .venv too

@@ -108,3 +108,4 @@ make_venv() {
 install_packages
 make_venv
 make --no-print-directory -s -C bpf
+make --no-print-directory -s -f native.mk PYTHON=.venv/bin/python

@@ -5,6 +5,7 @@ import importlib
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 
@@ -166,8 +167,20 @@ def test_wheel_holds_nothing_else(wheel_names):
     )
 
 
-def test_wheel_fits_every_python_but_one_platform(wheel):
-    assert re.search(r"-py3-none-linux_\w+\.whl$", wheel.name)
+def test_wheel_is_for_the_python_that_its_probe_knows_and_one_platform(wheel):
+    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+
+    assert re.search(rf"-{python}-{python}-linux_\w+\.whl$", wheel.name)
+
+
+def test_wheel_holds_the_compiled_modules_and_not_their_sources(wheel_names):
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+
+    assert "pystack_nb/_pairing.abi3.so" in wheel_names
+    assert f"pystack_nb/probe/_probe{suffix}" in wheel_names
+    assert {x for x in wheel_names if re.search(r"\.[ch]$", x)} <= {
+        f"pystack_nb/{x}" for x in (*below("bpf", "*.c"), *below("bpf", "*.h"))
+    }
 
 
 def test_wheel_carries_both_licences(wheel_names):
