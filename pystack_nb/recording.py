@@ -40,6 +40,17 @@ class Recording:
         Facts about the recording, such as ``lost`` and ``hz``; all of it fits in JSON.
         ``lost`` are samples that never arrived; ``incomplete`` are samples that arrived with
         something missing, also among those that were ``trimmed`` off a cell's recording.
+    calls : pandas.DataFrame, optional
+        One row per Python call, in the order in which they began: ``ts_ns dur_ns self_ns pid
+        tid depth parent function filename line_number complete kind``.  ``parent`` is the
+        row of the call that called it, -1 for none; depth 0 is the outermost; the line is
+        the function's first.  ``complete`` is False for a call that was still open at the
+        end.  ``kind`` is ``call``; ``resume`` of a generator or coroutine; ``continued``, for
+        a call that goes on after its thread was on another stack, as greenlets do; or
+        ``c-call``.
+    counts : pandas.DataFrame, optional
+        Calls that were counted and have no row in `calls`, one row per function: ``function
+        filename line_number ncalls total_ns``.
 
     Raises
     ------
@@ -47,18 +58,26 @@ class Recording:
         If a table lacks a column or holds what the column can't.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  (its parts, in the order of `Decoded`)
         self,
         samples: pd.DataFrame,
         frames: pd.DataFrame,
         events: pd.DataFrame | None = None,
         info: dict[str, Any] | None = None,
+        calls: pd.DataFrame | None = None,
+        counts: pd.DataFrame | None = None,
     ) -> None:
         if events is None:
             events = tables.empty(tables.EVENTS)
+        if calls is None:
+            calls = tables.empty(tables.CALLS)
+        if counts is None:
+            counts = tables.empty(tables.COUNTS)
         self.samples = tables.conform(samples, tables.SAMPLES, ["ts_ns"], "samples")
         self.frames = tables.conform(frames, tables.FRAMES, ["stack_id", "depth"], "frames")
         self.events = tables.conform(events, tables.EVENTS, ["ts_ns"], "events")
+        self.calls = tables.conform_calls(calls)
+        self.counts = tables.conform(counts, tables.COUNTS, [], "counts")
         self.info = dict(info or {})
 
     @cached_property

@@ -50,7 +50,30 @@ EVENTS = {
     "name": "category",
     "args": "object",
 }
+CALLS = {
+    "ts_ns": "int64",
+    "dur_ns": "int64",
+    "self_ns": "int64",
+    "pid": "int32",
+    "tid": "int32",
+    "depth": "int32",
+    "parent": "int64",
+    "function": "category",
+    "filename": "category",
+    "line_number": "int32",
+    "complete": "bool",
+    "kind": "category",
+}
+COUNTS = {
+    "function": "category",
+    "filename": "category",
+    "line_number": "int32",
+    "ncalls": "int64",
+    "total_ns": "int64",
+}
 ON_CPU = "on-cpu"
+CALL, RESUME, CONTINUED, C_CALL = "call", "resume", "continued", "c-call"
+CALL_KINDS = (CALL, RESUME, CONTINUED, C_CALL)
 
 
 def categorical(codes: NDArray[np.integer], values: Iterable[str]) -> pd.Categorical:
@@ -88,7 +111,7 @@ def conform(
     table : pandas.DataFrame
         With at least the columns asked for.
     columns : mapping of str to str
-        dtype of each column: `SAMPLES`, `FRAMES` or `EVENTS`.
+        dtype of each column, such as `SAMPLES`.
     order : list of str
         Columns that the rows are sorted by; equal rows keep their order.
     name : str
@@ -120,9 +143,33 @@ def conform(
             "make the recording or the file again"
         ) from error
     keys = [table[x].to_numpy() for x in order]
-    if len(table) > 1 and not _is_sorted(keys):
+    if not _is_sorted(keys):
         table = table.take(np.lexsort(keys[::-1])).reset_index(drop=True)
     return table
+
+
+def conform_calls(table: pd.DataFrame) -> pd.DataFrame:
+    """Bring a table of calls to its columns, dtypes and order, and its ``parent`` along.
+
+    Raises
+    ------
+    RecordingFormatError
+        As `conform`, and if a call does not stand behind the one that it says called it.
+    """
+    calls = conform(table, CALLS, [], "calls")
+    ts_ns, parent = calls["ts_ns"].to_numpy(), calls["parent"].to_numpy()
+    if len(calls) and (parent.min() < -1 or parent.max() >= len(calls)):
+        raise _not_nested()
+    if not _is_sorted([ts_ns]):
+        order = np.argsort(ts_ns, kind="stable")
+        place = np.empty(len(order) + 1, np.int64)
+        place[order] = np.arange(len(order))
+        place[-1] = -1
+        parent = place[parent[order]]
+        calls = calls.take(order).reset_index(drop=True).assign(parent=parent)
+    if (parent >= np.arange(len(calls))).any():
+        raise _not_nested()
+    return calls
 
 
 def empty(columns: Mapping[str, str]) -> pd.DataFrame:
@@ -142,7 +189,16 @@ def check_format(about: Any, version: int) -> None:
         raise ValueError("its info is missing")  # noqa: TRY004  (a bad file, not a bad argument)
 
 
+def _not_nested() -> RecordingFormatError:
+    return RecordingFormatError(
+        "the table 'calls' has a parent that is not the number of a row before; "
+        "make the recording or the file again"
+    )
+
+
 def _is_sorted(keys: list[NDArray[np.integer]]) -> bool:
+    if not keys or len(keys[0]) < 2:
+        return True
     rising = np.zeros(len(keys[0]) - 1, bool)
     equal = ~rising
     for key in keys:
