@@ -87,12 +87,12 @@ def two():
 
 def seen(outcome):
     """What a reader sees, but for what differs from run to run, and for the line of the magic."""
-    shown = [outcome.status, outcome.error, outcome.message]
+    # The kernel sends what was printed in pieces, cut by time.
+    printed = [outcome.stdout, outcome.stderr]
+    shown = [outcome.status, outcome.error, outcome.message, *printed]
     for output in outcome.outputs:
         kind, content = output["msg_type"], output["content"]
-        if kind == "stream":
-            shown += [content["name"], content["text"]]
-        elif kind == "error":
+        if kind == "error":
             shown += [kind, plain(content["traceback"])]
         elif kind in ("execute_result", "display_data"):
             shown += [kind, str(content["data"])]
