@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -20,13 +21,18 @@ from typing import TYPE_CHECKING, Any
 from pystack_nb.collector.client import connect
 from pystack_nb.conversion import run
 from pystack_nb.errors import (
+    BccMissingError,
+    BpfNotPermittedError,
+    CollectorUnavailableError,
     OptionError,
     ProfilerStateError,
     RateError,
     RecordingEndedError,
     RecordingFormatError,
+    SpoolError,
     from_collector,
 )
+from pystack_nb.probe import CallOptions, Probe
 from pystack_nb.rate import DEFAULT_HZ
 from pystack_nb.spool import Spool, leftovers
 
@@ -38,7 +44,13 @@ if TYPE_CHECKING:
     from pystack_nb.collector.client import CollectorClient
     from pystack_nb.recording import Recording
 
-MODES = ("sample",)
+MODES = ("sample", "calls")
+SOURCES = ("ebpf", "inprocess")
+
+_WITHOUT_EBPF = (
+    "Or record calls alone without eBPF: --mode calls --source inprocess, "
+    "PyStackProfiler(mode='calls', source='inprocess')."
+)
 
 _kept: Recording | None = None
 
@@ -49,10 +61,16 @@ class PyStackProfiler:
     Parameters
     ----------
     mode
-        Ways of looking, separated by commas. So far ``"sample"``: where time goes.
+        Ways of looking, separated by commas: ``"sample"``, where time goes; ``"calls"``, every
+        Python call, of this process alone.
     hz
         Samples per second of a thread's CPU time. The default is a prime, so that it can't run
         in step with a loop.
+    source
+        ``"ebpf"``, or ``"inprocess"`` where eBPF is not to be had: calls alone, written by this
+        process itself, without what only the kernel knows.
+    calls
+        What is recorded of the calls; None: all of them.
 
     Attributes
     ----------
@@ -62,7 +80,7 @@ class PyStackProfiler:
     Raises
     ------
     OptionError
-        For an unknown mode.
+        For an unknown mode or source, or for both in a combination that can't be.
     RateError
         For a rate that is no positive whole number.
 
@@ -73,9 +91,19 @@ class PyStackProfiler:
     >>> profiler.recording.functions()  # doctest: +SKIP
     """
 
-    def __init__(self, mode: str = "sample", hz: int = DEFAULT_HZ) -> None:
+    def __init__(
+        self,
+        mode: str = "sample",
+        hz: int = DEFAULT_HZ,
+        *,
+        source: str = "ebpf",
+        calls: CallOptions | None = None,
+    ) -> None:
         self.recording: Recording | None = None
-        self._mode = _checked_mode(mode)
+        self._modes = _checked_modes(mode)
+        self._source = _checked_source(source, self._modes)
+        self._calls = calls or CallOptions()
+        self._probe: Probe | None = None
         self._hz = _checked_rate(hz)
         self._client: CollectorClient | None = None
         self._spool: Spool | None = None
@@ -101,17 +129,34 @@ class PyStackProfiler:
         """
         if self._spool is not None:
             raise ProfilerStateError("this profiler is recording: call stop_profiling() first.")
-        spool = Spool.create(self._description(pid) | {"whole_program": wait_python})
-        try:
-            client = connect()
-            client.start(spool.fd, pid, self._hz, wait_python=wait_python)
-        except BaseException:
-            spool.remove()
-            raise
-        self._client, self._spool = client, spool
-        self._may_exit = wait_python
-        self._owner = os.getpid()
-        self._threads = _thread_names() if pid in {None, os.getpid()} else None
+        own = pid in {None, os.getpid()}
+        if "calls" in self._modes and not own:
+            raise OptionError(
+                f"calls of process {pid} can't be recorded from outside: use mode='sample' for it, "
+                "or a PyStackProfiler inside it."
+            )
+        probe = Probe(self._calls) if "calls" in self._modes else None
+        with contextlib.ExitStack() as undo:
+            if probe:
+                undo.callback(probe.close)
+            spool = Spool.create(self._description(pid) | {"whole_program": wait_python})
+            undo.callback(spool.remove)
+            client = self._connect(spool, None if own else pid, probe, wait_python=wait_python)
+            if client:
+                undo.callback(client.stop)
+            self._may_exit = wait_python
+            self._owner = os.getpid()
+            self._threads = _thread_names() if own else None
+            begun = undo.pop_all()
+        self._client, self._spool, self._probe = client, spool, probe
+        if probe:
+            try:
+                # The last thing done, so that nothing of this is in the recording.
+                probe.start(-1 if client else spool.fd)
+            except BaseException:
+                self._client = self._spool = self._probe = None
+                begun.close()
+                raise
 
     def stop_profiling(self) -> Recording:
         """Switch the probes off and return what was recorded.
@@ -129,14 +174,20 @@ class PyStackProfiler:
             When the recording ended earlier than asked. What was recorded until then is in
             `recording`.
         """
-        client, spool = self._recording_now()
-        self._client = self._spool = None
+        if self._probe and self._owner == os.getpid():
+            self._probe.stop()  # first, so that nothing of this is in the recording
+        spool = self._recording_now()
+        client, probe = self._client, self._probe
+        self._client = self._spool = self._probe = None
         try:
-            result = client.stop()
+            result = client.stop() if client else _end_inprocess(spool, probe)
         except BaseException:
             # It has gone, or this was interrupted: what it had written is there.
             self._finish(spool, None)
             raise
+        finally:
+            if probe:
+                probe.close()
         recording = self._finish(spool, result)
         self._raise_for(result)
         return recording
@@ -153,8 +204,9 @@ class PyStackProfiler:
         """
         if self._spool is None or self._owner != os.getpid():
             return self.recording.to_traces() if self.recording else []
-        client, spool = self._recording_now()
-        client.flush()
+        spool = self._recording_now()
+        if self._client:
+            self._client.flush()
         return self.parse_stack_data(spool.read()).to_traces()
 
     @staticmethod
@@ -196,7 +248,8 @@ class PyStackProfiler:
             "client_pid": os.getpid(),
             "target_pid": os.getpid() if pid is None else pid,
             "hz": self._hz,
-            "mode": self._mode,
+            "mode": ",".join(self._modes),
+            "source": self._source,
             "versions": {
                 "pystack_nb": _version(),
                 "python": platform.python_version(),
@@ -210,14 +263,37 @@ class PyStackProfiler:
             },
         }
 
-    def _recording_now(self) -> tuple[CollectorClient, Spool]:
-        if self._client is None or self._spool is None:
+    def _connect(
+        self, spool: Spool, pid: int | None, probe: Probe | None, *, wait_python: bool
+    ) -> CollectorClient | None:
+        if self._source == "inprocess":
+            spool.append(_inprocess("start", start_ns=time.monotonic_ns()))
+            return None
+        try:
+            client = connect()
+            client.start(
+                spool.fd,
+                pid,
+                self._hz,
+                wait_python=wait_python,
+                sample="sample" in self._modes,
+                calls_fd=probe.fd if probe else None,
+                site=probe.site if probe else None,
+            )
+        except (CollectorUnavailableError, BpfNotPermittedError, BccMissingError) as error:
+            if not probe:
+                raise
+            raise type(error)(f"{error} {_WITHOUT_EBPF}") from None
+        return client
+
+    def _recording_now(self) -> Spool:
+        if self._spool is None:
             raise ProfilerStateError("nothing is being recorded: call start_profiling() first.")
         if self._owner != os.getpid():
             raise ProfilerStateError(
                 "the recording belongs to the parent process: stop it there, or start one here."
             )
-        return self._client, self._spool
+        return self._spool
 
     def _finish(self, spool: Spool, result: dict[str, Any] | None) -> Recording:
         try:
@@ -303,12 +379,36 @@ def _version() -> str:
     return importlib.metadata.version("pystack-nb")
 
 
-def _checked_mode(mode: str) -> str:
+def _checked_modes(mode: str) -> tuple[str, ...]:
     names = [name.strip() for name in mode.split(",")]
     for name in names:
         if name not in MODES:
             raise OptionError(f"there is no mode {name!r}: choose from {', '.join(MODES)}.")
-    return ",".join(dict.fromkeys(names))
+    return tuple(dict.fromkeys(names))
+
+
+def _checked_source(source: str, modes: tuple[str, ...]) -> str:
+    if source not in SOURCES:
+        raise OptionError(f"there is no source {source!r}: choose from {', '.join(SOURCES)}.")
+    if source == "inprocess" and modes != ("calls",):
+        raise OptionError("samples need eBPF: with source inprocess, give mode calls alone.")
+    return source
+
+
+def _inprocess(event: str, **facts: Any) -> dict[str, Any]:
+    return {"role": "inprocess", "event": event, **facts}
+
+
+def _end_inprocess(spool: Spool, probe: Probe | None) -> dict[str, Any]:
+    """Write what is left, as a collector does; its answer."""
+    result: dict[str, Any] = {"reason": "stopped", "message": None, "lost_by_cause": {}}
+    try:
+        if probe:
+            probe.close()
+        spool.append(_inprocess("end", end_ns=time.monotonic_ns(), **result))
+    except (OSError, SpoolError) as error:
+        result |= {"reason": "spool-full", "message": f"{error} Make room, and try again."}
+    return result
 
 
 def _checked_rate(hz: int) -> int:

@@ -8,6 +8,7 @@ other module can import this one.
 * PystackError
     * CollectorUnavailableError, BccMissingError, BpfNotPermittedError
     * NoSuchProcessError, NotPythonError, UnsupportedPythonError, AccessDeniedError
+    * ProbeError
     * RateError, OptionError, ExportPathError, ProfilerStateError
     * RecordingFormatError, SpoolError
     * RecordingEndedError: TargetExitedError, SpoolFullError
@@ -58,6 +59,10 @@ class UnsupportedPythonError(PystackError):
 
 class AccessDeniedError(PystackError, PermissionError):
     """The process may not be traced by this user."""
+
+
+class ProbeError(PystackError):
+    """Calls can't be recorded in this interpreter."""
 
 
 class RateError(PystackError, ValueError):

@@ -81,6 +81,22 @@ class Spool:
             raise _unusable(folder, "the disk is full")
         return spool
 
+    def append(self, meta: dict[str, Any]) -> None:
+        """Append a ``PST_META`` record.
+
+        Raises
+        ------
+        SpoolError
+            When it can't be written.
+        """
+        data = _meta_block(meta)
+        try:
+            written = os.write(self.fd, data)
+        except OSError as error:
+            raise _unusable(self.path.parent, error) from None
+        if written < len(data):
+            raise _unusable(self.path.parent, "the disk is full")
+
     def read(self) -> bytes:
         """Return everything written so far."""
         return self.path.read_bytes()

@@ -2,6 +2,7 @@
 /* The module pystack_nb.probe._probe: switch the recording of calls on and off. */
 #include "codes.h"
 #include "evaluate.h"
+#include "monitor.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -65,20 +66,22 @@ static void after_fork_in_child(void)
 }
 
 PyDoc_STRVAR(start_doc,
-	     "start(fd, spool, tsc, max_events, include, exclude, hidden)\n--\n\n"
+	     "start(fd, spool, tsc, init, max_events, include, exclude, hidden)\n--\n\n"
 	     "Record the calls of this interpreter, from this one's return on.\n\n"
 	     "fd: the shared memory. spool: -1, or the file that the in-process source writes to.\n"
-	     "tsc: whether the processor's counter is the clock. The rest: tuples of globs.");
+	     "tsc: whether the processor's counter is the clock. init: whether __init__ must\n"
+	     "be watched by sys.monitoring. The rest: tuples of globs.");
 
 static PyObject *start(PyObject *module, PyObject *args)
 {
-	int fd, spool, tsc, error;
+	int fd, spool, tsc, init, error;
 	unsigned long long max_events;
 	PyObject *include, *exclude, *hidden;
 
 	(void)module;
-	if (!PyArg_ParseTuple(args, "iipKO!O!O!", &fd, &spool, &tsc, &max_events, &PyTuple_Type,
-			      &include, &PyTuple_Type, &exclude, &PyTuple_Type, &hidden))
+	if (!PyArg_ParseTuple(args, "iippKO!O!O!", &fd, &spool, &tsc, &init, &max_events,
+			      &PyTuple_Type, &include, &PyTuple_Type, &exclude, &PyTuple_Type,
+			      &hidden))
 		return NULL;
 	if (rec.shared) {
 		PyErr_SetString(PyExc_RuntimeError, "calls are being recorded already");
@@ -87,11 +90,15 @@ static PyObject *start(PyObject *module, PyObject *args)
 	if (set_patterns(&filters.include, include) || set_patterns(&filters.exclude, exclude) ||
 	    set_patterns(&filters.hidden, hidden))
 		return NULL;
+	if (monitor_start((struct monitor_wanted){.init = init}))
+		return NULL;
 	evaluate_install();
 	codes_begin();
 	error = recorder_start(fd, spool, tsc ? PST_TSC : PST_MONOTONIC, max_events);
 	if (error) {
 		evaluate_remove();
+		monitor_stop();
+		PyErr_Clear();
 		errno = error;
 		return PyErr_SetFromErrno(PyExc_OSError);
 	}
@@ -110,7 +117,11 @@ static PyObject *stop(PyObject *module, PyObject *unused)
 		Py_RETURN_TRUE;
 	count_interpreters();
 	recorder_stop();
-	return PyBool_FromLong(evaluate_remove());
+	bool removed = evaluate_remove();
+
+	if (monitor_stop())
+		return NULL;
+	return PyBool_FromLong(removed);
 }
 
 PyDoc_STRVAR(close_doc, "close()\n--\n\n"

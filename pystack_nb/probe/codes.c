@@ -133,6 +133,7 @@ COLD struct code *codes_learn(struct thread *t, Frame *f)
 	c->recording = rec.recording;
 	c->id = ++last_id;
 	c->generator = code->co_flags & (CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR);
+	c->init = false;
 	c->mode = c->generator ? CODE_GENERATOR : CODE_RECORDED;
 	if (is_wanted(f))
 		put_code(t, c, code);

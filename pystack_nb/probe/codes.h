@@ -21,6 +21,7 @@ struct code {
 	uint32_t id;
 	uint8_t mode;
 	bool generator; /* whatever its mode is */
+	bool init;      /* some class's __init__, as far as is known */
 };
 
 /* Patterns that choose what is recorded: globs of paths or of modules' names. */

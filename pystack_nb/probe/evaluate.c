@@ -2,69 +2,12 @@
 #include "evaluate.h"
 
 #include "codes.h"
+#include "levels.h"
 
 static _PyFrameEvalFunction next = _PyEval_EvalFrameDefault;
 static PyInterpreterState *interpreter;
 static bool chained;  /* someone who came after the probe calls it, and was not removed yet */
 static uint32_t deep; /* evaluations in which calls run unrecorded, of all threads */
-
-/*
- * The innermost evaluation known of this thread was not called from where the thread is.
- * Either evaluations lie in between that the probe did not see, or a finished frame is
- * being cleared, or the thread is on another stack (greenlets).
- */
-static COLD void find_stack(struct thread *t, const PyThreadState *ts)
-{
-	Frame *caller = current_frame(ts);
-
-	for (Frame *f = caller; f; f = f->previous) {
-		for (struct level *l = t->top; l >= t->stack->levels && l > t->top - 2; l--)
-			if (l->frame == f)
-				return;
-		for (struct stack *s = t->stacks; s; s = s->next)
-			if (s != t->stack && s->top != s->levels && s->top->frame == f) {
-				recorder_switch(t, s);
-				return;
-			}
-	}
-	if (t->top != t->stack->levels)
-		recorder_new_stack(t);
-	t->top->frame = caller;
-}
-
-/* An evaluation ends that is not the innermost one known: go on with its stack. */
-static COLD bool find_own_stack(struct thread *t, const Frame *f)
-{
-	for (struct stack *s = t->stacks; s; s = s->next)
-		if (s != t->stack && s->top != s->levels && s->top->frame == f) {
-			recorder_switch(t, s);
-			return true;
-		}
-	return false;
-}
-
-static inline struct level *push(struct thread *t, const PyThreadState *ts, Frame *f)
-{
-	if (UNLIKELY(current_frame(ts) != t->top->frame))
-		find_stack(t, ts);
-	if (UNLIKELY(t->top + 1 == t->limit))
-		recorder_grow(t);
-	t->top++;
-	t->top->frame = f;
-	t->top->depth = 0;
-	return t->top;
-}
-
-/* Whether the evaluation's end belongs into the recording. */
-static inline bool pop(struct thread *t, uint32_t recording, const Frame *f)
-{
-	if (UNLIKELY(rec.recording != recording || t->recording != recording))
-		return false;
-	if (UNLIKELY(t->top->frame != f) && !find_own_stack(t, f))
-		return false;
-	t->top--;
-	return true;
-}
 
 static inline PyObject *run(PyThreadState *ts, Frame *f, int throwing)
 {
@@ -96,7 +39,7 @@ static inline PyObject *record(struct thread *t, const struct code *c, enum pst_
 	uint32_t recording = rec.recording;
 	PyObject *result;
 
-	push(t, ts, f);
+	push(t, current_frame(ts), f);
 	put_now(t, kind, c->id);
 	if (UNLIKELY((uintptr_t)__builtin_frame_address(0) < t->stack_low) && !deep)
 		result = run_deep(t, recording, ts, f, throwing);
@@ -118,7 +61,7 @@ static COLD PyObject *special(struct thread *t, struct code *c, PyThreadState *t
 		return record(t, c, PST_RESUME, ts, f, throwing);
 	if (c->mode == CODE_COUNTED && c->id < PST_COUNTED)
 		rec.counts[c->id].calls++;
-	push(t, ts, f);
+	push(t, current_frame(ts), f);
 	PyObject *result = run(ts, f, throwing);
 	pop(t, recording, f);
 	return result;

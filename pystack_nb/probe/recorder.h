@@ -30,7 +30,7 @@ enum {
 struct level {
 	Frame *frame;
 	uint32_t depth; /* recorded calls around, itself included; used with limits alone */
-	bool deep;      /* calls in it run unrecorded, the C stack being nearly used up */
+	bool monitored; /* its end comes from sys.monitoring, not from the evaluator */
 };
 
 /* The levels of one stack: the thread's own, or a greenlet's. */

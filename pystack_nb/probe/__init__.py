@@ -1,0 +1,199 @@
+"""Every Python call of this process, by a frame evaluator in a C extension.
+
+Nothing but the standard library is imported here: a recorded cell may import NumPy itself.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import os
+import platform
+import sys
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pystack_nb.errors import OptionError, ProbeError, ProfilerStateError
+
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+MAX_EVENTS = 50_000_000
+_HIDDEN = str(Path(__file__).parent.parent / "*")
+_SUPPORTED = ("3.11", "3.12", "3.13")
+
+
+@dataclass(frozen=True)
+class CallOptions:
+    """What is recorded of the calls.
+
+    Attributes
+    ----------
+    include, exclude : tuple of str
+        Globs (as `fnmatch`) of files or of modules' names. Without `include`, everything but
+        what `exclude` names.
+    depth : int or None
+        Calls inside so many recorded ones are not recorded.
+    min_us : float
+        Shorter calls have no slice, and are counted.
+    c_calls : bool
+        Whether calls of C functions are recorded, too.
+    max_events : int
+        The recording of calls ends after so many events: a call has two.
+    budget : float or None
+        What recording may cost, as a fraction of the time recorded; None: whatever it costs.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    depth: int | None = None
+    min_us: float = 0.0
+    c_calls: bool = False
+    max_events: int = MAX_EVENTS
+    budget: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.depth is not None and self.depth < 1:
+            raise OptionError(f"a depth of {self.depth} leaves nothing: give 1 or more.")
+        if self.min_us < 0:
+            raise OptionError(f"{self.min_us} µs is no length of a call: give 0 or more.")
+        if self.max_events < 1:
+            raise OptionError(f"{self.max_events} events are none: give 1 or more.")
+        if self.budget is not None and not 0 < self.budget <= 1:
+            raise OptionError(
+                f"{self.budget} is no budget: give a fraction of the time, such as 0.2."
+            )
+        both = sorted({*self.include} & {*self.exclude})
+        if both:
+            raise OptionError(f"{both[0]!r} is both included and excluded: take it out of one.")
+
+
+class Probe:
+    """One recording of the calls of this process.
+
+    Parameters
+    ----------
+    options
+        What is recorded.
+
+    Attributes
+    ----------
+    fd : int
+        The memory that is shared with the collector, as ``bpf/pystack_time.h`` lays it out.
+    site : int
+        Address at which the collector's uprobe belongs.
+
+    Raises
+    ------
+    ProbeError
+        When there is no probe for this interpreter.
+    """
+
+    def __init__(self, options: CallOptions) -> None:
+        self._module = load()
+        self._options = options
+        self.site: int = self._module.site()
+        self.fd = os.memfd_create("pystack_nb-calls", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self.fd, self._module.SHARED_SIZE)
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def start(self, spool: int = -1) -> None:
+        """Record from this call's return on.
+
+        Parameters
+        ----------
+        spool
+            -1: full batches are fetched by the collector. Else they are written to this file.
+
+        Raises
+        ------
+        ProfilerStateError
+            When something else in this process records calls, or no monitoring id is free.
+        """
+        options = self._options
+        try:
+            self._module.start(
+                self.fd,
+                spool,
+                counter_is_constant(),
+                sys.version_info >= (3, 13),
+                options.max_events,
+                options.include,
+                options.exclude,
+                (_HIDDEN,),
+            )
+        except (RuntimeError, ValueError) as error:
+            raise ProfilerStateError(
+                f"calls can't be recorded now ({error}): stop the other tool first."
+            ) from None
+
+    def stop(self) -> None:
+        """Record no more; what is left in the shared memory stays until `close`."""
+        self._module.stop()
+
+    def close(self) -> None:
+        """Let go of the shared memory; the in-process source writes what was left there.
+
+        Raises
+        ------
+        OSError
+            When the file took no more.
+        """
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+            self._module.close()
+
+
+def load() -> ModuleType:
+    """Import the C extension.
+
+    Raises
+    ------
+    ProbeError
+        When it was not built for this interpreter, or does not work in it.
+    """
+    try:
+        module = importlib.import_module("pystack_nb.probe._probe")
+    except ImportError as error:
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        if version not in _SUPPORTED or platform.machine() != "x86_64":
+            raise ProbeError(
+                f"there is no probe for CPython {version} on {platform.machine()}, only for "
+                f"{', '.join(_SUPPORTED)} on x86_64: use --mode sample."
+            ) from None
+        raise ProbeError(
+            f"the probe was not built for this interpreter ({error}): run `make setup`, or "
+            "install pystack-nb with this Python's pip; or use --mode sample."
+        ) from None
+    return module
+
+
+def counter_is_constant() -> bool:
+    """Whether the kernel says that the processor's counter runs evenly, always and everywhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+        source = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+        trusted = source.read_text().strip() == "tsc"
+    except OSError:
+        return False
+    flags = next((x for x in text.splitlines() if x.startswith("flags")), "").split()
+    return trusted and {"constant_tsc", "nonstop_tsc"} <= {*flags}
+
+
+def _after_fork() -> None:
+    module = sys.modules.get("pystack_nb.probe._probe")
+    if module:
+        module.forget()
+
+
+# The memory is let go by the extension itself, whoever forks; the evaluator needs the interpreter.
+os.register_at_fork(after_in_child=_after_fork)

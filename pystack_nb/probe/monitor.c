@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: MIT */
+#include "monitor.h"
+
+#include "codes.h"
+#include "levels.h"
+
+#if PY_VERSION_HEX < 0x030C0000
+
+int monitor_start(struct monitor_wanted wanted)
+{
+	(void)wanted;
+	return 0;
+}
+
+int monitor_stop(void)
+{
+	return 0;
+}
+
+#else
+
+/* Ids that no kind of tool is given by PEP 669 come first, then a profiler's. */
+static const int ids[] = {4, 3, 2};
+
+static int tool = -1;
+static PyObject *monitoring;
+static PyObject *disable;
+static struct monitor_wanted on;
+
+/* Events of sys.monitoring.events, as bits (Include/cpython/monitoring.h). */
+enum event {
+	EVENT_PY_START = 1 << 0,
+	EVENT_PY_RETURN = 1 << 2,
+	EVENT_CALL = 1 << 4,
+	EVENT_PY_UNWIND = 1 << 12,
+	EVENT_C_RETURN = 1 << 15,
+	EVENT_C_RAISE = 1 << 16,
+};
+
+static struct thread *present_thread(void)
+{
+	struct thread *t = this_thread;
+
+	if (rec.recording && (!t || t->recording != rec.recording))
+		t = recorder_attach();
+	return rec.recording ? t : NULL;
+}
+
+/* Whether the frame runs the __init__ of its first argument's class. */
+static bool is_init(const Frame *f)
+{
+	const PyCodeObject *code = frame_code(f);
+	PyObject *self = code->co_argcount ? f->localsplus[0] : NULL;
+	PyObject *found;
+
+	if (PyUnicode_CompareWithASCIIString(code->co_name, "__init__") == 0)
+		return true;
+	if (!self)
+		return false;
+	found = PyObject_GetAttrString((PyObject *)Py_TYPE(self), "__init__");
+	PyErr_Clear();
+	bool init = found && PyFunction_Check(found) &&
+		    PyFunction_GET_CODE(found) == (const PyObject *)code;
+	Py_XDECREF(found);
+	return init;
+}
+
+static PyObject *on_start(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+	PyThreadState *ts = PyThreadState_Get();
+	Frame *f = current_frame(ts);
+	struct thread *t = present_thread();
+	struct code *c = code_of((PyCodeObject *)args[0]);
+
+	(void)module, (void)count;
+	if (!t)
+		Py_RETURN_NONE;
+	if (t->top->frame == f) { /* the evaluator has seen it */
+		if (!c || !is_init(f))
+			return Py_NewRef(disable);
+		c->init = true;
+		Py_RETURN_NONE;
+	}
+	/* A generator's first evaluation leaves no level, and gets here only after that. */
+	if (frame_code(f)->co_flags & (CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR))
+		return Py_NewRef(disable);
+	/* Inside an evaluation that runs unrecorded, which has its own note. */
+	if (!is_init(f))
+		Py_RETURN_NONE;
+	if (!c || c->recording != rec.recording)
+		c = codes_learn(t, f);
+	if (!c)
+		Py_RETURN_NONE;
+	c->init = true;
+	push(t, f->previous, f);
+	t->top->monitored = true;
+	if (c->mode == CODE_RECORDED)
+		put_now(t, PST_ENTER, c->id);
+	else if (c->mode == CODE_COUNTED && c->id < PST_COUNTED)
+		rec.counts[c->id].calls++;
+	Py_RETURN_NONE;
+}
+
+static PyObject *leave(PyObject *code, enum pst_leave how)
+{
+	Frame *f = current_frame(PyThreadState_Get());
+	struct thread *t = this_thread;
+	struct code *c = code_of((PyCodeObject *)code);
+
+	if (t && rec.recording && t->recording == rec.recording && t->top->frame == f &&
+	    t->top->monitored && pop(t, rec.recording, f) && c && c->mode == CODE_RECORDED)
+		put_now(t, PST_LEAVE, how);
+	return Py_NewRef(how == PST_RAISED || (c && c->init) ? Py_None : disable);
+}
+
+static PyObject *on_return(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+	(void)module, (void)count;
+	return leave(args[0], PST_RETURNED);
+}
+
+static PyObject *on_unwind(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+	(void)module, (void)count;
+	return leave(args[0], PST_RAISED);
+}
+
+static PyMethodDef callbacks[] = {
+	{"start", (PyCFunction)(void (*)(void))on_start, METH_FASTCALL, NULL},
+	{"return", (PyCFunction)(void (*)(void))on_return, METH_FASTCALL, NULL},
+	{"unwind", (PyCFunction)(void (*)(void))on_unwind, METH_FASTCALL, NULL},
+};
+static const int callback_events[] = {EVENT_PY_START, EVENT_PY_RETURN, EVENT_PY_UNWIND};
+
+static int call(const char *name, const char *format, ...)
+{
+	va_list arguments;
+	PyObject *method = PyObject_GetAttrString(monitoring, name);
+	PyObject *tuple = NULL, *result = NULL;
+
+	va_start(arguments, format);
+	if (method)
+		tuple = Py_VaBuildValue(format, arguments);
+	va_end(arguments);
+	if (tuple)
+		result = PyObject_CallObject(method, tuple);
+	Py_XDECREF(method);
+	Py_XDECREF(tuple);
+	Py_XDECREF(result);
+	return result ? 0 : -1;
+}
+
+static int take_tool(void)
+{
+	for (size_t i = 0; i < sizeof(ids) / sizeof(ids[0]); i++) {
+		if (!call("use_tool_id", "(is)", ids[i], "pystack_nb")) {
+			tool = ids[i];
+			return 0;
+		}
+		if (!PyErr_ExceptionMatches(PyExc_ValueError))
+			return -1;
+		PyErr_Clear();
+	}
+	PyErr_SetString(PyExc_ValueError, "no tool id of sys.monitoring is free");
+	return -1;
+}
+
+int monitor_start(struct monitor_wanted wanted)
+{
+	if (!wanted.init)
+		return 0;
+	if (!monitoring) {
+		monitoring = Py_XNewRef(PySys_GetObject("monitoring"));
+		disable = monitoring ? PyObject_GetAttrString(monitoring, "DISABLE") : NULL;
+		if (!disable) {
+			PyErr_SetString(PyExc_RuntimeError, "sys.monitoring is not there");
+			return -1;
+		}
+	}
+	if (take_tool())
+		return -1;
+	on = wanted;
+	for (size_t i = 0; i < sizeof(callbacks) / sizeof(callbacks[0]); i++) {
+		PyObject *function = PyCFunction_New(&callbacks[i], NULL);
+
+		if (!function ||
+		    call("register_callback", "(iiN)", tool, callback_events[i], function))
+			goto fail;
+	}
+	/* What was disabled in an earlier recording is asked again. */
+	if (call("restart_events", "()") ||
+	    call("set_events", "(ii)", tool, EVENT_PY_START | EVENT_PY_RETURN | EVENT_PY_UNWIND))
+		goto fail;
+	return 0;
+fail:
+	{
+		PyObject *type, *value, *traceback;
+
+		PyErr_Fetch(&type, &value, &traceback);
+		monitor_stop();
+		PyErr_Clear();
+		PyErr_Restore(type, value, traceback);
+		return -1;
+	}
+}
+
+int monitor_stop(void)
+{
+	int error = 0;
+
+	if (tool < 0)
+		return 0;
+	error |= call("set_events", "(ii)", tool, 0);
+	for (size_t i = 0; i < sizeof(callback_events) / sizeof(callback_events[0]); i++)
+		error |= call("register_callback", "(iiO)", tool, callback_events[i], Py_None);
+	error |= call("free_tool_id", "(i)", tool);
+	tool = -1;
+	return error ? -1 : 0;
+}
+
+#endif
