@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 PY := .venv/bin/python
-C_SOURCES = $(wildcard bpf/*.[ch] pystack_nb/*.c pystack_nb/probe/*.[ch])
+C_SOURCES = $(wildcard bpf/*.[ch] pystack_nb/*.[ch] pystack_nb/probe/*.[ch])
 
 .PHONY: help setup demo test check format bench build clean distclean
 .DEFAULT_GOAL := help

@@ -10,8 +10,7 @@
 PYTHON ?= .venv/bin/python
 OUTPUT ?= pystack_nb/probe
 CFLAGS ?= -O2 -g
-WARNINGS := -Wall -Wextra
-MODULE := -std=gnu11 $(WARNINGS) -fvisibility=hidden -fPIC -shared
+MODULE := -std=gnu11 -Wall -Wextra -fvisibility=hidden -fPIC -shared
 
 facts := $(shell $(PYTHON) -I -c "from sysconfig import get_config_var as v, get_path as p; \
 	print(p('include'), p('platinclude'), v('EXT_SUFFIX'))")
@@ -21,6 +20,7 @@ endif
 INCLUDE := $(word 1,$(facts))
 PYTHON_CFLAGS := $(addprefix -I,$(sort $(wordlist 1,2,$(facts))))
 PROBE := $(OUTPUT)/_probe$(word 3,$(facts))
+PAIRING_SOURCES := pystack_nb/_pairing.c pystack_nb/_pairing_module.c
 PROBE_SOURCES := $(wildcard pystack_nb/probe/*.c)
 
 .PHONY: all pairing probe
@@ -29,8 +29,9 @@ pairing: pystack_nb/_pairing.abi3.so
 probe: $(PROBE)
 
 # Each is put in its place whole: a process that has the old one mapped keeps it.
-pystack_nb/_pairing.abi3.so: pystack_nb/_pairing.c bpf/pystack_time.h $(INCLUDE)/Python.h
-	$(CC) $(CFLAGS) $(MODULE) $(PYTHON_CFLAGS) -Ibpf -o $@.new $< $(LDFLAGS)
+pystack_nb/_pairing.abi3.so: $(PAIRING_SOURCES) pystack_nb/_pairing.h bpf/pystack_time.h \
+		$(INCLUDE)/Python.h
+	$(CC) $(CFLAGS) $(MODULE) $(PYTHON_CFLAGS) -Ibpf -o $@.new $(PAIRING_SOURCES) $(LDFLAGS)
 	@mv -f $@.new $@
 
 $(PROBE): $(PROBE_SOURCES) $(wildcard pystack_nb/probe/*.h) bpf/pystack_time.h $(INCLUDE)/Python.h

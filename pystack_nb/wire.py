@@ -19,6 +19,11 @@ MAX_FRAMES = 128
 COMM_SIZE = 16
 CHUNK_SIZE = 1024
 MAX_NATIVE = 127
+BATCH_WORDS = 2042
+COUNTED = 65536
+TIME_BITS = 40
+OPERAND_BITS = 22
+KIND_SHIFT = 62
 
 
 class RecordType(IntEnum):
@@ -31,6 +36,9 @@ class RecordType(IntEnum):
     STACK = 5
     SYMBOL = 6
     META = 7
+    CALLS = 9
+    CLOCK = 10
+    COUNTS = 11
 
 
 class SampleFlag(IntFlag):
@@ -45,6 +53,12 @@ class SampleFlag(IntFlag):
     KERNEL_MODE = 1 << 6
 
 
+class CallsFlag(IntFlag):
+    """How a batch of calls came: ``enum pst_calls_flag``."""
+
+    REST = 1 << 0
+
+
 class Counter(IntEnum):
     """Index into the counters of a stats record: ``enum pst_counter``."""
 
@@ -55,9 +69,55 @@ class Counter(IntEnum):
     NAME_LOST = 4
     MAP_FULL = 5
     DISK_FULL = 6
+    CALLS_LOST = 7
 
 
 COUNTERS = 8
+
+
+class ClockSource(IntEnum):
+    """What the probe's counter is: ``enum pst_clock_source``."""
+
+    MONOTONIC = 0
+    TSC = 1
+
+
+class CallCounter(IntEnum):
+    """Index into the counters of a counts record: ``enum pst_call_counter``."""
+
+    NO_BATCH = 0
+    DEEP = 1
+    MAX_EVENTS = 2
+    WAITED_NS = 3
+    GAVE_UP = 4
+    INTERPRETERS = 5
+    FORKS = 6
+    STOPPED = 7
+    NO_ID = 8
+
+
+CALL_COUNTERS = 16
+
+
+class Word(IntEnum):
+    """What an event of a batch is: ``enum pst_word``."""
+
+    ENTER = 0
+    LEAVE = 1
+    RESUME = 2
+    OTHER = 3
+
+
+class OtherWord(IntEnum):
+    """What an event is that is neither an entry nor an exit: ``enum pst_other``."""
+
+    TIME = 0
+    CODE = 1
+    SWITCH = 2
+    DEMOTE = 3
+    PROMOTE = 4
+    GAP = 5
+    GAP_END = 6
 
 
 class TextPart(IntEnum):
@@ -116,3 +176,37 @@ SYMBOL = np.dtype(
 )
 NATIVE_FRAME = np.dtype([("offset", "<u8"), ("symbol_id", "<u4"), ("reserved", "<u4")])
 STACK = np.dtype([("header", HEADER), ("stack_id", "<i4"), ("frame_count", "<u4")])
+PAIR = np.dtype([("before", "<u8"), ("ns", "<u8"), ("after", "<u8")])
+BATCH = np.dtype(
+    [
+        ("thread", "<u4"),
+        ("tid", "<u4"),
+        ("count", "<u4"),
+        ("flags", "<u4"),
+        ("sequence", "<u8"),
+        ("pair", PAIR),
+    ]
+)
+CALLS = np.dtype(
+    [
+        ("header", HEADER),
+        ("ts_ns", "<u8"),
+        ("pid", "<u4"),
+        ("tid", "<u4"),
+        ("cpu", "<u4"),
+        ("reserved", "<u4"),
+        ("comm", f"S{COMM_SIZE}"),
+        ("batch", BATCH),
+    ]
+)
+CLOCK = np.dtype([("header", HEADER), ("clock", "<u4"), ("reserved", "<u4"), ("pair", PAIR)])
+COUNTS = np.dtype(
+    [
+        ("header", HEADER),
+        ("count", "<u4"),
+        ("reserved", "<u4"),
+        ("counters", "<u8", (CALL_COUNTERS,)),
+    ]
+)
+COUNT = np.dtype([("calls", "<u8"), ("ticks", "<u8")])
+CODE_COUNT = np.dtype([("code_id", "<u4"), ("reserved", "<u4"), ("count", COUNT)])

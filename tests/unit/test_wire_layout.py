@@ -30,6 +30,13 @@ STRUCTURES = {
     "pst_symbol": (wire.SYMBOL, None),
     "pst_native_frame": (wire.NATIVE_FRAME, None),
     "pst_stack": (wire.STACK, "frames"),
+    "pst_pair": (wire.PAIR, None),
+    "pst_batch": (wire.BATCH, "words"),
+    "pst_calls": (wire.CALLS, "batch.words"),
+    "pst_clock": (wire.CLOCK, None),
+    "pst_count": (wire.COUNT, None),
+    "pst_code_count": (wire.CODE_COUNT, None),
+    "pst_counts": (wire.COUNTS, "codes"),
 }
 CONSTANTS = {
     "PST_FORMAT": wire.FORMAT,
@@ -38,10 +45,21 @@ CONSTANTS = {
     "PST_COMM_SIZE": wire.COMM_SIZE,
     "PST_CHUNK_SIZE": wire.CHUNK_SIZE,
     "PST_MAX_NATIVE": wire.MAX_NATIVE,
+    "PST_BATCH_WORDS": wire.BATCH_WORDS,
+    "PST_COUNTED": wire.COUNTED,
+    "PST_TIME_BITS": wire.TIME_BITS,
+    "PST_OPERAND_BITS": wire.OPERAND_BITS,
+    "PST_KIND_SHIFT": wire.KIND_SHIFT,
     "PST_COUNTERS": wire.COUNTERS,
+    "PST_CALL_COUNTERS": wire.CALL_COUNTERS,
     "PST_PARTS": len(wire.TextPart),
     **{f"PST_{x.name}": x.value for x in wire.RecordType},
     **{f"PST_{x.name}": x.value for x in wire.SampleFlag},
+    **{f"PST_CALLS_{x.name}": x.value for x in wire.CallsFlag},
+    **{f"PST_CALLS_{x.name}": x.value for x in wire.CallCounter},
+    **{f"PST_{x.name}": x.value for x in wire.ClockSource},
+    **{f"PST_{x.name}": x.value for x in wire.Word},
+    **{f"PST_WORD_{x.name}": x.value for x in wire.OtherWord},
     **{f"PST_COUNT_{x.name}": x.value for x in wire.Counter},
     **{f"PST_{x.name}": x.value for x in wire.TextPart},
     **{f"PST_{x.name}": x.value for x in wire.SymbolKind},
@@ -57,11 +75,12 @@ def compiled(tmp_path_factory):
     for name, (dtype, variable) in STRUCTURES.items():
         end = f"offsetof(struct {name}, {variable})" if variable else f"sizeof(struct {name})"
         lines.append(f'printf("\\"{name}\\": %zu,", {end});')
-        lines += [
-            f'printf("\\"{name}.{field}\\": [%zu, %zu],", offsetof(struct {name}, {field}), '
-            f"sizeof(((struct {name} *)0)->{field}));"
-            for field in dtype.names
-        ]
+        for field in dtype.names:
+            size = f"sizeof(((struct {name} *)0)->{field})"
+            if variable and variable.startswith(f"{field}."):
+                size = f"{end} - offsetof(struct {name}, {field})"
+            offset = f"offsetof(struct {name}, {field})"
+            lines.append(f'printf("\\"{name}.{field}\\": [%zu, %zu],", {offset}, {size});')
     lines += [f'printf("\\"{name}\\": %lld,", (long long){name});' for name in CONSTANTS]
     source = tmp_path_factory.mktemp("wire") / "layout.c"
     body = "\n\t".join(lines)
