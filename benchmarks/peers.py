@@ -63,10 +63,12 @@ class _Program:
 
 
 class Target(_Program):
-    """``target.py``, under the Python of this process."""
+    """A measured process: ``target.py`` under the Python of this process, or another."""
 
-    def __init__(self) -> None:
-        super().__init__(sys.executable, HERE / "target.py")
+    def __init__(
+        self, python: str | Path = sys.executable, program: str = "target.py", *arguments: str
+    ) -> None:
+        super().__init__(python, HERE / program, *arguments)
 
     def ask(self, request: str, **arguments: Any) -> dict[str, Any]:
         """Have one piece of work done, and return what it tells."""

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import os
 import platform
-import signal
 import sys
-import tempfile
-import time
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +18,7 @@ import slowdown
 
 from peers import PY_SPY, SYSTEM_PYTHON
 from report import print_table
+from surroundings import session
 
 
 if TYPE_CHECKING:
@@ -30,10 +27,6 @@ if TYPE_CHECKING:
     from report import Row
 
     Section = Callable[["Size", Path], tuple[list[Row], list[dict[str, Any]]]]
-
-RESULTS = Path(__file__).resolve().parent / "results"
-
-_QUIET = 0.3  # of a CPU, that others may use without being mentioned
 
 
 class Size:
@@ -85,31 +78,17 @@ def main() -> None:
     """Read the command line, measure, print tables and write a file."""
     options = _options()
     size = Size(options.rounds or (2 if options.quick else 12), quick=options.quick)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # so that children end, too
-    results: dict[str, Any] = {"machine": _machine(), "size": vars(size), "sections": {}}
-    if (busy := _others_cpus()) > _QUIET:
-        print(f"Others are using {busy:.1f} of the CPUs: these numbers will be worse than yours.")
-    results["machine"]["cpus_busy_before"] = busy
-    begin = time.monotonic()
-    # As on tmpfs as the machine has it, and gone at the end.
-    with tempfile.TemporaryDirectory(prefix="pystack_nb-bench-") as name:
-        folder = Path(name)
-        _surroundings(folder)
+    with session("sampling", _versions() | {"size": vars(size)}) as (folder, sections):
         for section in options.only or SECTIONS:
             title, measure = SECTIONS[section]
             rows, raw = measure(size, folder)
             print_table(title, rows)
             sys.stdout.flush()
-            results["sections"][section] = {
+            sections[section] = {
                 "title": title,
                 "rows": [each.to_dict() for each in rows],
                 "raw": raw,
             }
-    results["seconds"] = time.monotonic() - begin
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"sampling-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"\n{results['seconds']:.0f} s; all numbers: {os.path.relpath(path)}")
 
 
 def _options() -> argparse.Namespace:
@@ -131,51 +110,12 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _surroundings(folder: Path) -> None:
-    """Give every process the same settings, and folders that are removed at the end."""
-    os.environ |= {
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "PYTHONHASHSEED": "0",
-        # Of spool files and sockets.
-        "XDG_RUNTIME_DIR": str(folder),
-        "JUPYTER_RUNTIME_DIR": str(folder / "jupyter"),
-        # A user's start-up files and history belong to no measurement.
-        "IPYTHONDIR": str(folder / "ipython"),
-    }
-
-
-def _machine() -> dict[str, Any]:
+def _versions() -> dict[str, Any]:
     packages = ("pystack-nb", "py-spy", "numpy", "pandas", "ipykernel")
     return {
-        "kernel": platform.release(),
-        "processor": _processor(),
-        "cpus": os.cpu_count(),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in packages},
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def _others_cpus(seconds: float = 2.0) -> float:
-    """Return how many CPUs are in use while this process sleeps."""
-    before = _busy_ticks()
-    time.sleep(seconds)
-    return (_busy_ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds
-
-
-def _busy_ticks() -> int:
-    user, nice, system, _, _, irq, soft, steal, *_ = map(
-        int, Path("/proc/stat").read_text().split(maxsplit=1)[1].splitlines()[0].split()
-    )
-    return user + nice + system + irq + soft + steal
 
 
 if __name__ == "__main__":

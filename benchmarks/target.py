@@ -7,8 +7,6 @@ with its input.
 from __future__ import annotations
 
 import gc
-import json
-import sys
 import threading
 import time
 
@@ -16,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from serving import serve
 from shares import NAMES, OTHER, burn_shares, calibrate
 from workloads import WORKLOADS, richards
 
@@ -112,9 +111,7 @@ def main() -> None:
     # Everything is imported, compiled and loaded before anything is timed.
     with profiled(999):
         pass
-    for line in sys.stdin:
-        request = json.loads(line)
-        print(json.dumps(answers[request.pop("do")](**request)), flush=True)
+    serve(answers)
 
 
 if __name__ == "__main__":
