@@ -30,8 +30,9 @@ format: setup  ## rewrite the sources as `make check` wants them
 	.venv/bin/ruff format
 	.venv/bin/clang-format -i $(C_SOURCES)
 
-bench: setup  ## measure beside peers; takes minutes on a quiet machine
+bench: setup  ## measure beside peers; takes an hour or two on a quiet machine
 	@$(PY) benchmarks/sampling.py
+	@$(PY) benchmarks/calls.py
 
 build: setup  ## a wheel, in dist/
 	@$(PY) -m build --wheel --no-isolation --outdir dist
