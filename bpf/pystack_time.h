@@ -334,6 +334,7 @@ enum pst_word {
 enum pst_leave {
 	PST_RETURNED = 0,
 	PST_RAISED = 1,
+	PST_SHORT = 2, /* a flag: the call is counted in PST_COUNTS, and is to have no slice */
 };
 
 /* Words that begin with one of these have no time of their own where it says so. */

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 MAX_EVENTS = 50_000_000
+_CALL_NS = 50.0
 _HIDDEN = str(Path(__file__).parent.parent / "*")
 _SUPPORTED = ("3.11", "3.12", "3.13")
 
@@ -101,6 +102,7 @@ class Probe:
             os.ftruncate(self.fd, self._module.SHARED_SIZE)
             seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
+            self._module.prepare(self.fd, counter_is_constant())
         except BaseException:
             os.close(self.fd)
             raise
@@ -123,9 +125,13 @@ class Probe:
             self._module.start(
                 self.fd,
                 spool,
-                counter_is_constant(),
                 sys.version_info >= (3, 13),
+                options.c_calls,
                 options.max_events,
+                options.depth or 0,
+                options.min_us,
+                options.budget or 0.0,
+                _CALL_NS,
                 options.include,
                 options.exclude,
                 (_HIDDEN,),

@@ -2,6 +2,7 @@
 /* The module pystack_nb.probe._probe: switch the recording of calls on and off. */
 #include "codes.h"
 #include "evaluate.h"
+#include "limits.h"
 #include "monitor.h"
 
 #include <errno.h>
@@ -65,23 +66,47 @@ static void after_fork_in_child(void)
 	recorder_forget();
 }
 
+PyDoc_STRVAR(prepare_doc, "prepare(fd, tsc)\n--\n\n"
+			  "Make shared memory of an empty memfd of SHARED_SIZE bytes.\n\n"
+			  "tsc: whether the processor's counter is the clock.");
+
+static PyObject *prepare(PyObject *module, PyObject *args)
+{
+	int fd, tsc, error;
+
+	(void)module;
+	if (!PyArg_ParseTuple(args, "ip", &fd, &tsc))
+		return NULL;
+	rec.clock = tsc ? PST_TSC : PST_MONOTONIC;
+	error = recorder_prepare(fd, rec.clock);
+	if (error) {
+		errno = error;
+		return PyErr_SetFromErrno(PyExc_OSError);
+	}
+	Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(start_doc,
-	     "start(fd, spool, tsc, init, max_events, include, exclude, hidden)\n--\n\n"
+	     "start(fd, spool, init, c_calls, max_events, depth, min_us, budget, call_ns,\n"
+	     "      include, exclude, hidden)\n--\n\n"
 	     "Record the calls of this interpreter, from this one's return on.\n\n"
 	     "fd: the shared memory. spool: -1, or the file that the in-process source writes to.\n"
-	     "tsc: whether the processor's counter is the clock. init: whether __init__ must\n"
-	     "be watched by sys.monitoring. The rest: tuples of globs.");
+	     "init: whether __init__ must be watched by sys.monitoring. call_ns: what a recorded "
+	     "call costs, for the budget. The\n"
+	     "last three: tuples of globs. 0 is no limit.");
 
 static PyObject *start(PyObject *module, PyObject *args)
 {
-	int fd, spool, tsc, init, error;
+	int fd, spool, init, c_calls, error;
+	unsigned int depth;
 	unsigned long long max_events;
+	double min_us, budget, call_ns;
 	PyObject *include, *exclude, *hidden;
 
 	(void)module;
-	if (!PyArg_ParseTuple(args, "iippKO!O!O!", &fd, &spool, &tsc, &init, &max_events,
-			      &PyTuple_Type, &include, &PyTuple_Type, &exclude, &PyTuple_Type,
-			      &hidden))
+	if (!PyArg_ParseTuple(args, "iippKIdddO!O!O!", &fd, &spool, &init, &c_calls, &max_events,
+			      &depth, &min_us, &budget, &call_ns, &PyTuple_Type, &include,
+			      &PyTuple_Type, &exclude, &PyTuple_Type, &hidden))
 		return NULL;
 	if (rec.shared) {
 		PyErr_SetString(PyExc_RuntimeError, "calls are being recorded already");
@@ -90,11 +115,17 @@ static PyObject *start(PyObject *module, PyObject *args)
 	if (set_patterns(&filters.include, include) || set_patterns(&filters.exclude, exclude) ||
 	    set_patterns(&filters.hidden, hidden))
 		return NULL;
-	if (monitor_start((struct monitor_wanted){.init = init}))
+	limits = (struct limits){.depth = depth, .budget = budget};
+	if (min_us > 0 || budget > 0) {
+		limits.min_ticks = (uint64_t)(min_us * limits_ticks_per_us());
+		limits.call_ticks = call_ns * limits_ticks_per_us() / 1000;
+	}
+	if (monitor_start((struct monitor_wanted){.init = init, .c_calls = c_calls}))
 		return NULL;
 	evaluate_install();
 	codes_begin();
-	error = recorder_start(fd, spool, tsc ? PST_TSC : PST_MONOTONIC, max_events);
+	limits_begin();
+	error = recorder_start(fd, spool, max_events);
 	if (error) {
 		evaluate_remove();
 		monitor_stop();
@@ -162,9 +193,13 @@ static PyObject *site(PyObject *module, PyObject *unused)
 }
 
 static PyMethodDef methods[] = {
-	{"start", start, METH_VARARGS, start_doc}, {"stop", stop, METH_NOARGS, stop_doc},
-	{"close", close_, METH_NOARGS, close_doc}, {"forget", forget, METH_NOARGS, forget_doc},
-	{"site", site, METH_NOARGS, site_doc},     {NULL, NULL, 0, NULL},
+	{"prepare", prepare, METH_VARARGS, prepare_doc},
+	{"start", start, METH_VARARGS, start_doc},
+	{"stop", stop, METH_NOARGS, stop_doc},
+	{"close", close_, METH_NOARGS, close_doc},
+	{"forget", forget, METH_NOARGS, forget_doc},
+	{"site", site, METH_NOARGS, site_doc},
+	{NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef definition = {

@@ -11,6 +11,7 @@ enum {
 };
 
 struct filters filters;
+struct code *codes;
 Py_ssize_t code_index = -1;
 
 static uint32_t last_id;
@@ -20,9 +21,38 @@ static uint32_t last_id;
 #define PyUnstable_Code_SetExtra              _PyCode_SetExtra
 #endif
 
+static struct code *new_code(void)
+{
+	struct code *c = calloc(1, sizeof(*c));
+
+	if (!c)
+		return NULL;
+	c->next = codes;
+	if (codes)
+		codes->previous = c;
+	codes = c;
+	return c;
+}
+
+/* Also called by the interpreter, when a code object is freed. */
+static void free_code(void *freed)
+{
+	struct code *c = freed;
+
+	if (!c)
+		return;
+	if (c->next)
+		c->next->previous = c->previous;
+	if (c->previous)
+		c->previous->next = c->next;
+	else
+		codes = c->next;
+	free(c);
+}
+
 int codes_init(void)
 {
-	code_index = PyUnstable_Eval_RequestCodeExtraIndex(free);
+	code_index = PyUnstable_Eval_RequestCodeExtraIndex(free_code);
 	if (code_index < 0) {
 		PyErr_SetString(PyExc_RuntimeError, "no room is left in code objects");
 		return -1;
@@ -61,21 +91,23 @@ static size_t copy_text(char *to, PyObject *text)
 	return size + 1;
 }
 
-static void put_code(struct thread *t, const struct code *c, const PyCodeObject *code)
+static void put_code(struct thread *t, const struct code *c, PyObject *file, PyObject *name,
+		     int line, bool is_c)
 {
 	union {
 		char text[2 * TEXT_PART + 64];
 		uint64_t words[TEXT_PART / 4 + 8];
 	} u;
-	size_t size = copy_text(u.text, code->co_filename);
+	size_t size = copy_text(u.text, file);
 
-	size += copy_text(u.text + size, code->co_qualname);
-	size += sprintf(u.text + size, "%d", code->co_firstlineno) + 1;
+	size += copy_text(u.text + size, name);
+	size += sprintf(u.text + size, "%d", line) + 1;
 	while (size % 8)
 		u.text[size++] = 0;
 	recorder_reserve(t, 1 + size / 8);
 	put(t, (uint64_t)PST_OTHER << PST_KIND_SHIFT |
-		       (uint64_t)(PST_WORD_CODE | size / 8 << 4) << PST_TIME_BITS | c->id);
+		       (uint64_t)(PST_WORD_CODE | size / 8 << 4) << PST_TIME_BITS |
+		       (uint64_t)is_c << (PST_TIME_BITS - 1) | c->id);
 	for (size_t i = 0; i < size / 8; i++)
 		put(t, u.words[i]);
 }
@@ -110,35 +142,141 @@ static bool is_wanted(const Frame *f)
 	return !is_one_of(&filters.exclude, file) && !is_one_of(&filters.exclude, module);
 }
 
+/* Give `c` an id in this recording; false: none is left. */
+static bool give_id(struct code *c)
+{
+	if (!c || last_id >= LARGEST_ID) {
+		rec.shared->counters[PST_CALLS_NO_ID]++;
+		return false;
+	}
+	c->recording = rec.recording;
+	c->id = ++last_id;
+	c->calls = 0;
+	return true;
+}
+
 COLD struct code *codes_learn(struct thread *t, Frame *f)
 {
 	PyCodeObject *code = frame_code(f);
 	struct code *c = code_of(code);
 	PyObject *type, *value, *traceback;
 
-	if (!c && last_id < LARGEST_ID) {
-		c = calloc(1, sizeof(*c));
+	/* An exception may be on its way into the frame. */
+	PyErr_Fetch(&type, &value, &traceback);
+	if (!c) {
+		c = new_code();
 		if (c && PyUnstable_Code_SetExtra((PyObject *)code, code_index, c)) {
 			PyErr_Clear();
-			free(c);
+			free_code(c);
 			c = NULL;
 		}
 	}
-	if (!c || last_id >= LARGEST_ID) {
-		rec.shared->counters[PST_CALLS_NO_ID]++;
-		return NULL;
+	if (give_id(c)) {
+		c->init = false;
+		c->generator = code->co_flags & (CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR);
+		c->mode = c->generator ? CODE_GENERATOR : CODE_RECORDED;
+		if (is_wanted(f))
+			put_code(t, c, code->co_filename, code->co_qualname, code->co_firstlineno,
+				 false);
+		else
+			c->mode = CODE_SKIPPED;
+	} else {
+		c = NULL;
 	}
-	/* An exception may be on its way into the frame. */
-	PyErr_Fetch(&type, &value, &traceback);
-	c->recording = rec.recording;
-	c->id = ++last_id;
-	c->generator = code->co_flags & (CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR);
-	c->init = false;
-	c->mode = c->generator ? CODE_GENERATOR : CODE_RECORDED;
-	if (is_wanted(f))
-		put_code(t, c, code);
-	else
-		c->mode = CODE_SKIPPED;
 	PyErr_Restore(type, value, traceback);
 	return c;
+}
+
+/* C functions by their PyMethodDef: an open-addressed table, never more than half full. */
+static struct {
+	struct place {
+		const PyMethodDef *definition;
+		struct code *code;
+	} *places;
+	size_t size, used;
+} functions;
+
+static struct place *find_place(const PyMethodDef *definition)
+{
+	size_t at = ((uintptr_t)definition >> 4) * 0x9e3779b97f4a7c15u >> 20;
+
+	for (;; at++) {
+		struct place *place = &functions.places[at & (functions.size - 1)];
+
+		if (!place->definition || place->definition == definition)
+			return place;
+	}
+}
+
+static bool make_room(void)
+{
+	size_t size = functions.size;
+	struct place *before = functions.places;
+
+	if (functions.used * 2 < size)
+		return true;
+	functions.places = calloc(size ? 2 * size : 1024, sizeof(*before));
+	if (!functions.places) {
+		functions.places = before;
+		return false;
+	}
+	functions.size = size ? 2 * size : 1024;
+	for (size_t i = 0; i < size; i++)
+		if (before[i].definition)
+			*find_place(before[i].definition) = before[i];
+	free(before);
+	return true;
+}
+
+static void name_function(struct thread *t, struct code *c, PyObject *callable)
+{
+	PyObject *name = PyObject_GetAttrString(callable, "__qualname__");
+	PyObject *module = PyObject_GetAttrString(callable, "__module__");
+	PyObject *file;
+
+	PyErr_Clear();
+	file = module && PyUnicode_Check(module) ? PyUnicode_FromFormat("<%U>", module)
+						 : PyUnicode_FromString("<built-in>");
+	if (file && name && PyUnicode_Check(name))
+		put_code(t, c, file, name, 0, true);
+	PyErr_Clear();
+	Py_XDECREF(file);
+	Py_XDECREF(module);
+	Py_XDECREF(name);
+}
+
+struct code *codes_of_function(struct thread *t, PyObject *callable)
+{
+	const PyMethodDef *definition;
+
+	if (PyCFunction_Check(callable))
+		definition = ((PyCFunctionObject *)callable)->m_ml;
+	else if (Py_IS_TYPE(callable, &PyMethodDescr_Type))
+		definition = ((PyMethodDescrObject *)callable)->d_method;
+	else
+		return NULL;
+	if (!make_room())
+		return NULL;
+	struct place *place = find_place(definition);
+
+	if (!place->definition) {
+		place->code = new_code();
+		if (!place->code)
+			return NULL;
+		place->definition = definition;
+		functions.used++;
+	}
+	struct code *c = place->code;
+
+	if (c->recording != rec.recording) {
+		PyObject *type, *value, *traceback;
+
+		PyErr_Fetch(&type, &value, &traceback);
+		if (give_id(c)) {
+			c->mode = CODE_RECORDED;
+			name_function(t, c, callable);
+		}
+		PyErr_Restore(type, value, traceback);
+	}
+	return c->recording == rec.recording ? c : NULL;
 }

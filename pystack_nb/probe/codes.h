@@ -20,8 +20,10 @@ struct code {
 	uint32_t recording; /* the one that what follows belongs to */
 	uint32_t id;
 	uint8_t mode;
-	bool generator; /* whatever its mode is */
-	bool init;      /* some class's __init__, as far as is known */
+	bool generator;               /* whatever its mode is */
+	bool init;                    /* some class's __init__, as far as is known */
+	uint32_t calls;               /* since the budget was looked at */
+	struct code *previous, *next; /* all that there are */
 };
 
 /* Patterns that choose what is recorded: globs of paths or of modules' names. */
@@ -37,6 +39,7 @@ struct filters {
 };
 
 extern struct filters filters;
+extern struct code *codes;
 extern Py_ssize_t code_index;
 
 /* Ask the interpreter for a place in its code objects; -1 with an exception. */
@@ -45,6 +48,9 @@ int codes_init(void);
 void codes_begin(void);
 /* Name a code object, and decide what becomes of its calls; NULL: it has no id. */
 struct code *codes_learn(struct thread *t, Frame *f);
+
+/* The same for a C function, by what its module says of it; NULL: it is no such function. */
+struct code *codes_of_function(struct thread *t, PyObject *callable);
 
 static inline struct code *code_of(const PyCodeObject *code)
 {

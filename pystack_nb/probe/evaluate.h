@@ -5,7 +5,6 @@
 
 #include "recorder.h"
 
-PyObject *evaluate(PyThreadState *ts, Frame *f, int throwing);
 /* Put it before the evaluator that is there. */
 void evaluate_install(void);
 /* Put back the one that was there; false: another one has come since, which stays. */

@@ -19,7 +19,7 @@ static inline void push(struct thread *t, Frame *caller, Frame *f)
 		recorder_grow(t);
 	t->top++;
 	t->top->frame = f;
-	t->top->depth = 0;
+	t->top->c_calls = 0;
 	t->top->monitored = false;
 }
 

@@ -4,16 +4,91 @@
 #include "codes.h"
 #include "levels.h"
 
+/* The calling thread's state, if it is on a stack of evaluations that are recorded. */
+static struct thread *thread_in(const PyThreadState *ts)
+{
+	struct thread *t = this_thread;
+
+	if (!rec.recording || !t || t->recording != rec.recording)
+		return NULL;
+	if (t->top->frame != current_frame(ts))
+		levels_find(t, current_frame(ts));
+	return t->top != t->stack->levels && t->top->frame == current_frame(ts) ? t : NULL;
+}
+
+static void enter_function(const PyThreadState *ts, PyObject *callable)
+{
+	struct thread *t = thread_in(ts);
+	struct code *caller = t ? code_of(frame_code(t->top->frame)) : NULL;
+
+	if (!caller || caller->recording != rec.recording || caller->mode > CODE_GENERATOR)
+		return;
+	struct code *c = codes_of_function(t, callable);
+
+	if (!c)
+		return;
+	t->top->c_calls++;
+	put_now(t, PST_ENTER, c->id);
+}
+
+static void leave_function(const PyThreadState *ts, PyObject *callable, enum pst_leave how)
+{
+	struct thread *t = thread_in(ts);
+
+	if (t && t->top->c_calls &&
+	    (PyCFunction_Check(callable) || Py_IS_TYPE(callable, &PyMethodDescr_Type))) {
+		t->top->c_calls--;
+		put_now(t, PST_LEAVE, how);
+	}
+}
+
 #if PY_VERSION_HEX < 0x030C0000
+
+static bool on;
+
+/* PyEval_SetProfile's function: the evaluator has the calls of Python functions. */
+static int profile(PyObject *unused, PyFrameObject *frame, int what, PyObject *arg)
+{
+	const PyThreadState *ts = PyThreadState_Get();
+
+	(void)unused, (void)frame;
+	if (what == PyTrace_C_CALL)
+		enter_function(ts, arg);
+	else if (what == PyTrace_C_RETURN || what == PyTrace_C_EXCEPTION)
+		leave_function(ts, arg, what == PyTrace_C_RETURN ? PST_RETURNED : PST_RAISED);
+	return 0;
+}
 
 int monitor_start(struct monitor_wanted wanted)
 {
-	(void)wanted;
+	on = wanted.c_calls;
+	if (on && PyThreadState_Get()->c_profilefunc) {
+		PyErr_SetString(PyExc_ValueError, "a profile function is set");
+		on = false;
+		return -1;
+	}
+	if (on)
+		monitor_attach();
 	return 0;
+}
+
+void monitor_attach(void)
+{
+	if (on && !PyThreadState_Get()->c_profilefunc)
+		_PyEval_SetProfile(PyThreadState_Get(), profile, NULL);
 }
 
 int monitor_stop(void)
 {
+	PyThreadState *ts;
+
+	if (!on)
+		return 0;
+	on = false;
+	for (ts = PyInterpreterState_ThreadHead(PyInterpreterState_Get()); ts;
+	     ts = PyThreadState_Next(ts))
+		if (ts->c_profilefunc == profile)
+			_PyEval_SetProfile(ts, NULL, NULL);
 	return 0;
 }
 
@@ -25,7 +100,6 @@ static const int ids[] = {4, 3, 2};
 static int tool = -1;
 static PyObject *monitoring;
 static PyObject *disable;
-static struct monitor_wanted on;
 
 /* Events of sys.monitoring.events, as bits (Include/cpython/monitoring.h). */
 enum event {
@@ -125,12 +199,45 @@ static PyObject *on_unwind(PyObject *module, PyObject *const *args, Py_ssize_t c
 	return leave(args[0], PST_RAISED);
 }
 
-static PyMethodDef callbacks[] = {
-	{"start", (PyCFunction)(void (*)(void))on_start, METH_FASTCALL, NULL},
-	{"return", (PyCFunction)(void (*)(void))on_return, METH_FASTCALL, NULL},
-	{"unwind", (PyCFunction)(void (*)(void))on_unwind, METH_FASTCALL, NULL},
+static PyObject *on_call(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+	(void)module, (void)count;
+	enter_function(PyThreadState_Get(), args[2]);
+	Py_RETURN_NONE;
+}
+
+static PyObject *on_c_return(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+	(void)module, (void)count;
+	leave_function(PyThreadState_Get(), args[2], PST_RETURNED);
+	Py_RETURN_NONE;
+}
+
+static PyObject *on_c_raise(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+	(void)module, (void)count;
+	leave_function(PyThreadState_Get(), args[2], PST_RAISED);
+	Py_RETURN_NONE;
+}
+
+#define CALLBACK(name, function) {name, (PyCFunction)(void (*)(void))function, METH_FASTCALL, NULL}
+
+static struct {
+	int event;
+	PyMethodDef definition;
+} callbacks[] = {
+	{EVENT_PY_START, CALLBACK("start", on_start)},
+	{EVENT_PY_RETURN, CALLBACK("return", on_return)},
+	{EVENT_PY_UNWIND, CALLBACK("unwind", on_unwind)},
+	{EVENT_CALL, CALLBACK("call", on_call)},
+	{EVENT_C_RETURN, CALLBACK("c_return", on_c_return)},
+	{EVENT_C_RAISE, CALLBACK("c_raise", on_c_raise)},
 };
-static const int callback_events[] = {EVENT_PY_START, EVENT_PY_RETURN, EVENT_PY_UNWIND};
+enum { CALLBACKS = sizeof(callbacks) / sizeof(callbacks[0]) };
+
+void monitor_attach(void)
+{
+}
 
 static int call(const char *name, const char *format, ...)
 {
@@ -167,7 +274,10 @@ static int take_tool(void)
 
 int monitor_start(struct monitor_wanted wanted)
 {
-	if (!wanted.init)
+	int events = (wanted.init ? EVENT_PY_START | EVENT_PY_RETURN | EVENT_PY_UNWIND : 0) |
+		     (wanted.c_calls ? EVENT_CALL : 0);
+
+	if (!events)
 		return 0;
 	if (!monitoring) {
 		monitoring = Py_XNewRef(PySys_GetObject("monitoring"));
@@ -179,17 +289,15 @@ int monitor_start(struct monitor_wanted wanted)
 	}
 	if (take_tool())
 		return -1;
-	on = wanted;
-	for (size_t i = 0; i < sizeof(callbacks) / sizeof(callbacks[0]); i++) {
-		PyObject *function = PyCFunction_New(&callbacks[i], NULL);
+	for (size_t i = 0; i < CALLBACKS; i++) {
+		PyObject *function = PyCFunction_New(&callbacks[i].definition, NULL);
 
 		if (!function ||
-		    call("register_callback", "(iiN)", tool, callback_events[i], function))
+		    call("register_callback", "(iiN)", tool, callbacks[i].event, function))
 			goto fail;
 	}
 	/* What was disabled in an earlier recording is asked again. */
-	if (call("restart_events", "()") ||
-	    call("set_events", "(ii)", tool, EVENT_PY_START | EVENT_PY_RETURN | EVENT_PY_UNWIND))
+	if (call("restart_events", "()") || call("set_events", "(ii)", tool, events))
 		goto fail;
 	return 0;
 fail:
@@ -211,8 +319,8 @@ int monitor_stop(void)
 	if (tool < 0)
 		return 0;
 	error |= call("set_events", "(ii)", tool, 0);
-	for (size_t i = 0; i < sizeof(callback_events) / sizeof(callback_events[0]); i++)
-		error |= call("register_callback", "(iiO)", tool, callback_events[i], Py_None);
+	for (size_t i = 0; i < CALLBACKS; i++)
+		error |= call("register_callback", "(iiO)", tool, callbacks[i].event, Py_None);
 	error |= call("free_tool_id", "(i)", tool);
 	tool = -1;
 	return error ? -1 : 0;

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What the frame evaluator does not see, by sys.monitoring (PEP 669): on 3.13, the calls
- * of a class's __init__ that the interpreter has specialised (CALL_ALLOC_AND_ENTER_INIT
- * in Python/bytecodes.c does not ask for an evaluator); and calls into C functions.
+ * What the frame evaluator does not see: on 3.13, the calls of a class's __init__ that the
+ * interpreter has specialised (CALL_ALLOC_AND_ENTER_INIT in Python/bytecodes.c does not ask
+ * for an evaluator), by sys.monitoring (PEP 669); and calls of C functions, by that from
+ * 3.12 on, and by the profile hook on 3.11.
  */
 #ifndef PYSTACK_MONITOR_H
 #define PYSTACK_MONITOR_H
@@ -16,6 +17,8 @@ struct monitor_wanted {
 
 /* Take a tool id and switch the events on; -1 with an exception. */
 int monitor_start(struct monitor_wanted wanted);
+/* A thread is recorded from here on. */
+void monitor_attach(void);
 /* Switch them off, and give the tool id back; -1 with an exception. */
 int monitor_stop(void);
 

@@ -15,6 +15,7 @@ enum {
 	WAIT_NS = 50000,
 	PATIENCE_NS = 1000000000, /* without any progress of the drain */
 	LEVELS = 256,
+	NO_RECORDING = -1,
 	STACK_MARGIN = 256 << 10, /* of the C stack, which is left to what runs unrecorded */
 };
 
@@ -90,7 +91,19 @@ static void make_key(void)
 	pthread_key_create(&key, thread_ends);
 }
 
-int recorder_start(int fd, int spool, uint32_t clock, uint64_t max_events)
+int recorder_prepare(int fd, uint32_t clock)
+{
+	struct pst_shared head = {
+		.magic = PST_SHARED_MAGIC,
+		.format = PST_FORMAT,
+		.clock = clock,
+	};
+	ssize_t n = pwrite(fd, &head, sizeof(head), 0);
+
+	return n == sizeof(head) ? 0 : n < 0 ? errno : ENOSPC;
+}
+
+int recorder_start(int fd, int spool, uint64_t max_events)
 {
 	static uint32_t recordings;
 	void *memory = mmap(NULL, PST_SHARED_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -101,15 +114,12 @@ int recorder_start(int fd, int spool, uint32_t clock, uint64_t max_events)
 	rec.shared = memory;
 	rec.batches = (void *)((char *)memory + PST_BATCHES_AT);
 	rec.counts = (void *)((char *)memory + PST_COUNTS_AT);
-	rec.clock = clock;
+	rec.clock = rec.shared->clock;
 	rec.spool = spool;
 	rec.error = 0;
 	rec.events = 0;
 	rec.max_events = max_events;
 	last_thread = 0;
-	rec.shared->magic = PST_SHARED_MAGIC;
-	rec.shared->format = PST_FORMAT;
-	rec.shared->clock = clock;
 	rec.shared->recording = ++recordings ? recordings : ++recordings;
 	read_pair(&rec.shared->start);
 	rec.recording = recordings;
@@ -218,7 +228,7 @@ COLD struct thread *recorder_attach(void)
 	}
 	free_stacks(t);
 	t->next_stack = 0;
-	t->recording = 0;
+	t->recording = NO_RECORDING;
 	t->batch = take_batch();
 	if (!t->batch) {
 		t->without = rec.recording;

@@ -29,8 +29,9 @@ enum {
 /* An evaluation that is on a thread's stack, recorded or not. */
 struct level {
 	Frame *frame;
-	uint32_t depth; /* recorded calls around, itself included; used with limits alone */
-	bool monitored; /* its end comes from sys.monitoring, not from the evaluator */
+	uint32_t depth;   /* recorded calls around, itself included; with limits alone */
+	uint32_t c_calls; /* C functions that it has called and that have not returned */
+	bool monitored;   /* its end comes from sys.monitoring, not from the evaluator */
 };
 
 /* The levels of one stack: the thread's own, or a greenlet's. */
@@ -64,7 +65,7 @@ struct recorder {
 	struct pst_count *counts;
 	int spool; /* in-process source: the file that batches are written to; else -1 */
 	int error; /* errno of the first write to it that failed */
-	uint64_t events, max_events;
+	uint64_t events, max_events; /* that have left the batches */
 };
 
 extern struct recorder rec;
@@ -83,9 +84,10 @@ static inline uint64_t ticks_now(void)
 	return LIKELY(rec.clock == PST_TSC) ? __rdtsc() : monotonic_ns();
 }
 
-/* Map the shared memory and begin; 0 or an errno. `spool` is -1, or the in-process source's file.
- */
-int recorder_start(int fd, int spool, uint32_t clock, uint64_t max_events);
+/* Say in new shared memory what it is, for the collector; 0 or an errno. */
+int recorder_prepare(int fd, uint32_t clock);
+/* Map it and begin; 0 or an errno. `spool` is -1, or the in-process source's file. */
+int recorder_start(int fd, int spool, uint64_t max_events);
 /* No event is stored from here on. */
 void recorder_stop(void);
 /* Unmap; what the threads' batches hold has been taken. */
