@@ -12,7 +12,8 @@
 
 #include <linux/bpf_perf_event.h>
 
-#define PST_PROGRAM(name) int name(struct bpf_perf_event_data *ctx)
+#define PST_PROGRAM(name)       int name(struct bpf_perf_event_data *ctx)
+#define PST_PROBE_PROGRAM(name) int name(struct pt_regs *ctx)
 
 /* The text of the licence section, which BCC's footer makes: the kernel knows it without blanks. */
 // clang-format off
@@ -29,6 +30,7 @@ static long (*pst_read_kernel)(void *to, u32 size,
 			       const void *from) = (void *)BPF_FUNC_probe_read_kernel;
 
 #define PST_REGISTER(ctx, name)   ((ctx)->regs.name)
+#define PST_ARGUMENT(ctx)         ((ctx)->di)
 
 /* BCC has no CO-RE: the loader reads these from BTF into the config map. */
 #define PST_OFFSET(config, field) ((config)->kernel.field)
@@ -47,9 +49,11 @@ typedef __s32 s32;
 typedef __u64 u64;
 
 #define PST_PROGRAM(name)         SEC("perf_event") int name(struct bpf_perf_event_data *ctx)
+#define PST_PROBE_PROGRAM(name)   SEC("uprobe") int name(struct pt_regs *ctx)
 
 /* The names that <asm/ptrace.h> has for user space. */
 #define PST_REGISTER(ctx, name)   ((ctx)->regs.r##name)
+#define PST_ARGUMENT(ctx)         ((ctx)->rdi)
 
 #define pst_read_user             bpf_probe_read_user
 #define pst_read_kernel           bpf_probe_read_kernel

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 /*
- * The sampler.  A perf event on the CPU clock runs pystack_sample() on each CPU; when
- * the interrupted thread belongs to the target, the program walks the interpreter's
- * frames in the thread's own memory and puts one record into the ring buffer.  The
- * thread stands still meanwhile, so every stack is whole.
+ * The sampler, and below it the program of calls mode.  A perf event on the CPU clock runs
+ * pystack_sample() on each CPU; when the interrupted thread belongs to the target, the program
+ * walks the interpreter's frames in the thread's own memory and puts one record into the ring
+ * buffer.  The thread stands still meanwhile, so every stack is whole.
  *
  * Three programs, joined by tail calls because each then stays small for the
  * verifier:
@@ -16,12 +16,15 @@
  * keeps it alive.  Which code object it is must survive reuse of its address: from
  * 3.12 on co_version tells (with the addresses of its parts); before that, the key is
  * a hash of the contents themselves.
+ *
+ * Calls mode needs one program more, pystack_calls(), at the uprobe on the probe's site:
+ * it copies a batch of calls that the recorded process itself has written.
  */
 #include "compat.h"
 #include "pystack_time.h"
 
 enum {
-	RING_PAGES = 2048, /* 8 MiB */
+	RING_PAGES = 4096, /* 16 MiB: twice what the probe lets be on its way */
 	CODE_ENTRIES = 65536,
 	STACK_ENTRIES = 32768,
 	OBJECT_SIZE = 256, /* bytes of a frame or code object that may be looked at */
@@ -175,6 +178,21 @@ static __always_inline long ring_output(void *data, u64 size)
 	return ring.ringbuf_output(data, size, BPF_RB_NO_WAKEUP);
 }
 
+static __always_inline void *ring_reserve(void)
+{
+	return ring.ringbuf_reserve(sizeof(struct pst_calls));
+}
+
+static __always_inline void ring_submit(void *record)
+{
+	ring.ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+}
+
+static __always_inline void ring_discard(void *record)
+{
+	ring.ringbuf_discard(record, BPF_RB_NO_WAKEUP);
+}
+
 static __always_inline void tail_call(struct bpf_perf_event_data *ctx, u32 index)
 {
 	calls.call(ctx, index);
@@ -285,6 +303,21 @@ static __always_inline long ring_output(void *data, u64 size)
 	return bpf_ringbuf_output(&ring, data, size, BPF_RB_NO_WAKEUP);
 }
 
+static __always_inline void *ring_reserve(void)
+{
+	return bpf_ringbuf_reserve(&ring, sizeof(struct pst_calls), 0);
+}
+
+static __always_inline void ring_submit(void *record)
+{
+	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+}
+
+static __always_inline void ring_discard(void *record)
+{
+	bpf_ringbuf_discard(record, BPF_RB_NO_WAKEUP);
+}
+
 static __always_inline void tail_call(struct bpf_perf_event_data *ctx, u32 index)
 {
 	bpf_tail_call(ctx, &calls, index);
@@ -298,6 +331,15 @@ static __always_inline void count(u32 counter)
 
 	if (c)
 		c->at[counter & (PST_COUNTERS - 1)]++;
+}
+
+/* Of pystack_calls(), which another thread's run may interrupt on the same CPU. */
+static __always_inline void count_lost_batch(void)
+{
+	struct counters *c = counts_get();
+
+	if (c)
+		__sync_fetch_and_add(&c->at[PST_COUNT_CALLS_LOST], 1);
 }
 
 /* Fields at offsets that are known only at run time; the mask is for the verifier. */
@@ -374,6 +416,14 @@ static __always_inline int rights_changed(struct pst_config *cfg, u64 task)
 	if (kernel64(cred + PST_OFFSET(cfg, cred_permitted)) & ~cfg->permitted)
 		return 1;
 	return (kernel64(mm + PST_OFFSET(cfg, mm_flags)) & DUMPABLE_MASK) != SUID_DUMP_USER;
+}
+
+/* Whether the current thread is one of the target; its ids as the target's namespace has them. */
+static __always_inline int is_target(const struct pst_config *cfg, struct bpf_pidns_info *ids)
+{
+	return cfg->tgid &&
+	       !bpf_get_ns_current_pid_tgid(cfg->pidns_dev, cfg->pidns_ino, ids, sizeof(*ids)) &&
+	       ids->tgid == cfg->tgid;
 }
 
 /*
@@ -552,10 +602,7 @@ PST_PROGRAM(pystack_sample)
 	u64 task;
 
 	count(PST_COUNT_TICKS);
-	if (!cfg || !cfg->tgid)
-		return 0;
-	if (bpf_get_ns_current_pid_tgid(cfg->pidns_dev, cfg->pidns_ino, &ids, sizeof(ids)) ||
-	    ids.tgid != cfg->tgid)
+	if (!cfg || !is_target(cfg, &ids))
 		return 0;
 	count(PST_COUNT_HITS);
 	task = bpf_get_current_task();
@@ -932,5 +979,59 @@ PST_PROGRAM(pystack_name)
 		}
 	}
 	submit(s);
+	return 0;
+}
+
+/*
+ * Copy a batch up to its last word: what lies behind may never have been touched, and can't
+ * be read here.  A count that no batch can have is the drain's to refuse.
+ */
+static __always_inline long read_batch(struct pst_batch *to, u64 from)
+{
+	u64 count;
+
+	if (pst_read_user(to, __builtin_offsetof(struct pst_batch, words), (void *)from))
+		return -1;
+	count = to->count;
+	PST_OPAQUE(count);
+	if (count > PST_BATCH_WORDS)
+		count = PST_BATCH_WORDS;
+	return pst_read_user(to->words, count * sizeof(u64),
+			     (void *)(from + __builtin_offsetof(struct pst_batch, words)));
+}
+
+/* At the probe's site, whose first argument is a batch. */
+PST_PROBE_PROGRAM(pystack_calls)
+{
+	struct pst_config *cfg = config_get();
+	struct bpf_pidns_info ids = {};
+	struct pst_calls *record;
+
+	if (!cfg || !is_target(cfg, &ids))
+		return 0;
+	if (cfg->check_rights && rights_changed(cfg, bpf_get_current_task())) {
+		count_lost_batch();
+		return 0;
+	}
+	record = ring_reserve();
+	if (!record) {
+		count_lost_batch();
+		return 0;
+	}
+	record->header.size = sizeof(*record);
+	record->header.type = PST_CALLS;
+	record->header.flags = 0;
+	record->ts_ns = bpf_ktime_get_ns();
+	record->pid = ids.tgid;
+	record->tid = ids.pid;
+	record->cpu = bpf_get_smp_processor_id();
+	record->reserved = 0;
+	bpf_get_current_comm(record->comm, sizeof(record->comm));
+	if (read_batch(&record->batch, PST_ARGUMENT(ctx))) {
+		count_lost_batch();
+		ring_discard(record);
+		return 0;
+	}
+	ring_submit(record);
 	return 0;
 }

@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: MIT
 /*
- * Drain a BPF ring buffer into a file, on a thread of its own; and ask BTF where the
- * kernel keeps what the BPF program reads.  The collector calls this through ctypes
- * (pystack_nb/collector/drain.py); every function is safe to call from one thread
- * while the drain's thread runs.
+ * Drain a BPF ring buffer into a file, on a thread of its own.  The collector calls
+ * this through ctypes (pystack_nb/collector/drain.py); every function is safe to call
+ * from one thread while the drain's thread runs.
  *
  * The file belongs to the client: the drain's thread takes the client's file-system
  * identity and gives up every capability, so that the client's quota and limits hold.
  */
 #define _GNU_SOURCE
-#include <bpf/btf.h>
 #include <bpf/libbpf.h>
 #include <errno.h>
 #include <linux/capability.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -26,10 +26,18 @@
 #include "pystack_time.h"
 
 enum {
-	ROUND_SIZE = 16
-		<< 20, // twice the ring buffer: all that was in it, and no more than a slow disk
-	TICK_MS = 50,  /* the ring buffer never wakes anybody: look this often */
-	BLOCK_DATA = 1 << 20,
+	// Twice the ring buffer: all that was in it, and no more than a slow disk.
+	ROUND_SIZE = 32 << 20,
+	// The ring buffer never wakes anybody: look this often.
+	TICK_NS = 50000000,
+	/*
+	 * Where calls are recorded, often enough that a round brings about BUSY_ROUND: the
+	 * probe waits when PST_PENDING_BATCHES have not been taken.
+	 */
+	LONGEST_CALLS_TICK_NS = 10000000,
+	SHORTEST_CALLS_TICK_NS = 1000000,
+	BUSY_ROUND = 1 << 20,
+	BLOCK_DATA = 2 << 20, // the largest PST_COUNTS fits in
 	BLOCK_RECORDS = 1 << 15,
 	ADDRESSES_SIZE = 4 << 20,
 	APPENDED_SIZE = 8 << 20,
@@ -39,6 +47,13 @@ enum {
 struct buffer {
 	char *data;
 	size_t used, size;
+};
+
+// What did not get into the file.
+struct pst_losses {
+	__u64 samples; // for which the disk had no room
+	__u64 batches; // of calls, likewise
+	__u64 refused; // batches that can't be what they say
 };
 
 struct pst_drain {
@@ -54,6 +69,11 @@ struct pst_drain {
 	size_t round;        // bytes taken from the ring buffer without a look at anything else
 	struct buffer taken; // from `appended`, as large as that
 
+	struct pst_shared *shared;        // its first page; NULL: no calls are recorded
+	__u64 batches_before;             // sent when the recording began
+	__u64 batches_taken;              // from the ring buffer
+	_Atomic __u64 batches_not_copied; // into the ring buffer, as the collector tells
+
 	pthread_t thread;
 	pthread_mutex_t lock;
 	pthread_cond_t wake, done;
@@ -61,7 +81,7 @@ struct pst_drain {
 	unsigned long asked, answered; // flushes
 	int stop;
 	int error; // errno of the first failed write
-	__u64 disk_lost;
+	struct pst_losses lost;
 	struct buffer appended;  // from the collector, to the file
 	struct buffer addresses; // from the kernel, to the collector
 };
@@ -80,20 +100,20 @@ static __u32 padded(__u32 size)
 	return (size + 7) & ~7u;
 }
 
-// Samples among the records that did not get into the file: those after `written`.
-static __u64 samples_after(const struct pst_drain *d, size_t written)
+// Count the records of the block that did not get into the file: those after `written`.
+static void count_lost(struct pst_drain *d, size_t written)
 {
-	__u64 n = 0;
 	size_t end = 0;
 
 	for (__u32 i = 0; i < d->records; i++) {
 		const struct pst_header *h = (const void *)(d->block + end);
 
 		end += d->sizes[i];
-		if (end > written && h->type == PST_SAMPLE)
-			n++;
+		if (end > written) {
+			d->lost.samples += h->type == PST_SAMPLE;
+			d->lost.batches += h->type == PST_CALLS;
+		}
 	}
-	return n;
 }
 
 // Write what `iov` names; the bytes that got there, fewer after an error.
@@ -147,27 +167,53 @@ static void write_block(struct pst_drain *d)
 	if (!error)
 		written = write_all(d, iov, 3, &error);
 	if (error) {
-		__u64 lost = samples_after(d, written > before ? written - before : 0);
-
 		pthread_mutex_lock(&d->lock);
 		d->error = error;
-		d->disk_lost += lost;
+		count_lost(d, written > before ? written - before : 0);
 		pthread_mutex_unlock(&d->lock);
 	}
 	d->records = 0;
 	d->block_used = 0;
 }
 
-static void put_record(struct pst_drain *d, const void *record, __u32 size)
+static struct pst_header *put_record(struct pst_drain *d, const void *record, __u32 size)
 {
 	__u32 whole = padded(size);
 
 	if (d->records == BLOCK_RECORDS || d->block_used + whole > BLOCK_DATA)
 		write_block(d);
-	memcpy(d->block + d->block_used, record, size);
-	memset(d->block + d->block_used + size, 0, whole - size);
+	char *at = d->block + d->block_used;
+
+	memcpy(at, record, size);
+	memset(at + size, 0, whole - size);
 	d->block_used += whole;
 	d->sizes[d->records++] = whole;
+	return (struct pst_header *)at;
+}
+
+// A batch without the words that it has room for only.
+static void put_calls(struct pst_drain *d, const struct pst_calls *calls)
+{
+	__u32 count = calls->batch.count;
+	__u32 size = offsetof(struct pst_calls, batch.words) + count * sizeof(__u64);
+
+	if (count <= PST_BATCH_WORDS) {
+		put_record(d, calls, size)->size = size;
+	} else {
+		pthread_mutex_lock(&d->lock);
+		d->lost.refused++;
+		pthread_mutex_unlock(&d->lock);
+	}
+	d->batches_taken++;
+}
+
+// Tell the probe how many of its batches it need not wait for any more.
+static void tell_drained(struct pst_drain *d)
+{
+	if (d->shared)
+		__atomic_store_n(&d->shared->drained,
+				 d->batches_before + d->batches_taken + d->batches_not_copied,
+				 __ATOMIC_RELEASE);
 }
 
 static int on_record(void *ctx, void *data, size_t size)
@@ -181,6 +227,9 @@ static int on_record(void *ctx, void *data, size_t size)
 		// When it is full the stack stays without names, which the reader counts.
 		buffer_put(&d->addresses, data, h->size);
 		pthread_mutex_unlock(&d->lock);
+	} else if (h->type == PST_CALLS) {
+		put_calls(d, data);
+		tell_drained(d);
 	} else {
 		put_record(d, data, (__u32)size);
 	}
@@ -200,10 +249,25 @@ static void drop_rights(const struct pst_drain *d)
 		syscall(SYS_capset, &head, none);
 }
 
+// Nanoseconds until the next look at the ring buffer, after the last one.
+static long next_tick(const struct pst_drain *d, long tick)
+{
+	if (!d->shared)
+		return TICK_NS;
+	if (d->round > BUSY_ROUND)
+		tick /= 2;
+	else if (d->round < BUSY_ROUND / 4)
+		tick *= 2;
+	if (tick < SHORTEST_CALLS_TICK_NS)
+		return SHORTEST_CALLS_TICK_NS;
+	return tick < LONGEST_CALLS_TICK_NS ? tick : LONGEST_CALLS_TICK_NS;
+}
+
 static void *run(void *arg)
 {
 	struct pst_drain *d = arg;
 	struct buffer *mine = &d->taken;
+	long tick = next_tick(d, TICK_NS);
 
 	drop_rights(d);
 	for (int stop = 0; !stop;) {
@@ -212,7 +276,7 @@ static void *run(void *arg)
 
 		pthread_mutex_lock(&d->lock);
 		clock_gettime(CLOCK_MONOTONIC, &until);
-		until.tv_nsec += TICK_MS * 1000000L;
+		until.tv_nsec += tick;
 		if (until.tv_nsec >= 1000000000L) {
 			until.tv_nsec -= 1000000000L;
 			until.tv_sec++;
@@ -226,6 +290,8 @@ static void *run(void *arg)
 
 		d->round = 0;
 		ring_buffer__consume(d->ring);
+		tell_drained(d);
+		tick = next_tick(d, tick);
 
 		// The collector's records, made before the question, follow the kernel's.
 		pthread_mutex_lock(&d->lock);
@@ -254,6 +320,8 @@ static void drain_free(struct pst_drain *d)
 	if (!d)
 		return;
 	ring_buffer__free(d->ring);
+	if (d->shared)
+		munmap(d->shared, PST_BATCHES_AT);
 	free(d->block);
 	free(d->sizes);
 	free(d->taken.data);
@@ -263,10 +331,11 @@ static void drain_free(struct pst_drain *d)
 }
 
 /*
- * Begin to drain the ring buffer map `ring_fd` to the end of the file `fd`, which
- * stays the caller's.  Returns 0 or a negative errno.
+ * Begin to drain the ring buffer map `ring_fd` to the end of the file `fd`.  With
+ * `shared_fd`, a struct pst_shared, calls are recorded; -1: they are not.  All three stay
+ * the caller's.  Returns 0 or a negative errno.
  */
-int pst_drain_create(int ring_fd, int fd, unsigned int uid, unsigned int gid,
+int pst_drain_create(int ring_fd, int fd, int shared_fd, unsigned int uid, unsigned int gid,
 		     struct pst_drain **ret)
 {
 	struct pst_drain *d = calloc(1, sizeof(*d));
@@ -296,6 +365,17 @@ int pst_drain_create(int ring_fd, int fd, unsigned int uid, unsigned int gid,
 		goto fail;
 	}
 	d->at = st.st_size;
+	if (shared_fd >= 0) {
+		void *shared = mmap(NULL, PST_BATCHES_AT, PROT_READ | PROT_WRITE, MAP_SHARED,
+				    shared_fd, 0);
+
+		error = -errno;
+		if (shared == MAP_FAILED)
+			goto fail;
+		d->shared = shared;
+		d->batches_before = __atomic_load_n(&d->shared->sent, __ATOMIC_ACQUIRE);
+		tell_drained(d);
+	}
 	d->ring = ring_buffer__new(ring_fd, on_record, d, NULL);
 	error = -errno;
 	if (!d->ring)
@@ -388,68 +468,19 @@ size_t pst_drain_addresses(struct pst_drain *d, char *out, size_t size)
 	return n;
 }
 
-/* The errno of the first write that failed, or 0; and the samples lost by that. */
-int pst_drain_error(struct pst_drain *d, __u64 *disk_lost)
+/* Tell how many batches of calls were not copied into the ring buffer: nobody waits for them. */
+void pst_drain_not_copied(struct pst_drain *d, __u64 batches)
+{
+	d->batches_not_copied = batches;
+}
+
+/* The errno of the first write that failed, or 0; and what was lost by that or refused. */
+int pst_drain_error(struct pst_drain *d, struct pst_losses *lost)
 {
 	pthread_mutex_lock(&d->lock);
 	int error = d->error;
 
-	*disk_lost = d->disk_lost;
+	*lost = d->lost;
 	pthread_mutex_unlock(&d->lock);
-	return error;
-}
-
-// Byte offset of member `name` of structure `type`, anonymous members entered; its type.
-static int member_offset(const struct btf *btf, int type, const char *name, __u32 *offset,
-			 int *member_type)
-{
-	const struct btf_type *t = btf__type_by_id(btf, type);
-
-	while (t && (btf_is_mod(t) || btf_is_typedef(t)))
-		t = btf__type_by_id(btf, t->type);
-	if (!t || !btf_is_composite(t))
-		return -ENOENT;
-	const struct btf_member *m = btf_members(t);
-
-	for (int i = 0; i < btf_vlen(t); i++) {
-		const char *found = btf__name_by_offset(btf, m[i].name_off);
-		__u32 here = btf_member_bit_offset(t, i) / 8, inner = 0;
-
-		if (found && !strcmp(found, name)) {
-			*offset = here;
-			*member_type = m[i].type;
-			return 0;
-		}
-		if (found && !*found && !member_offset(btf, m[i].type, name, &inner, member_type)) {
-			*offset = here + inner;
-			return 0;
-		}
-	}
-	return -ENOENT;
-}
-
-/* Ask the running kernel's BTF for what BCC, which has no CO-RE, must be told. */
-int pst_kernel_layout(struct pst_kernel_layout *out)
-{
-	struct btf *btf = btf__load_vmlinux_btf();
-	int task, mm, cred, thread, ignored, error = -ENOENT;
-	__u32 thread_offset, fsbase;
-
-	if (!btf)
-		return errno ? -errno : -ENOENT;
-	task = btf__find_by_name_kind(btf, "task_struct", BTF_KIND_STRUCT);
-	mm = btf__find_by_name_kind(btf, "mm_struct", BTF_KIND_STRUCT);
-	cred = btf__find_by_name_kind(btf, "cred", BTF_KIND_STRUCT);
-	if (!member_offset(btf, task, "thread", &thread_offset, &thread) &&
-	    !member_offset(btf, thread, "fsbase", &fsbase, &ignored) &&
-	    !member_offset(btf, task, "real_cred", &out->task_real_cred, &ignored) &&
-	    !member_offset(btf, task, "mm", &out->task_mm, &ignored) &&
-	    !member_offset(btf, mm, "flags", &out->mm_flags, &ignored) &&
-	    !member_offset(btf, cred, "uid", &out->cred_ids, &ignored) &&
-	    !member_offset(btf, cred, "cap_permitted", &out->cred_permitted, &ignored)) {
-		out->task_fsbase = thread_offset + fsbase;
-		error = 0;
-	}
-	btf__free(btf);
 	return error;
 }

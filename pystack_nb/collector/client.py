@@ -34,8 +34,7 @@ _REPLY_SECONDS = 90.0  # the collector gives itself 60
 _RECEIVE_SIZE = 64 * 1024
 _THREE_WAYS = (
     "Run Jupyter as root; or allow this user `sudo` without a password; or run "
-    f"`{command_as_root('collector', 'install')}` once and set "
-    f"{SOCKET_VARIABLE}={SERVICE_SOCKET}."
+    f"`{command_as_root('collector', 'install')}` once, which every user's notebooks find then."
 )
 
 
@@ -83,6 +82,9 @@ class CollectorClient:
         *,
         wait_python: bool = False,
         kernel_stacks: bool = True,
+        sample: bool = True,
+        calls_fd: int | None = None,
+        site: int | None = None,
     ) -> dict[str, Any]:
         """Begin to record a process into a file.
 
@@ -98,6 +100,14 @@ class CollectorClient:
             Whether the interpreter may come later, the program having just been started.
         kernel_stacks
             Whether kernel frames are wanted.
+        sample
+            Whether samples are wanted.
+        calls_fd
+            The memory that this process's probe shares, ``struct pst_shared`` in
+            ``bpf/pystack_time.h``, a sealed memfd; None: no calls. From here on until `stop` the
+            probe alone changes ``sent`` in it and the collector alone ``drained``.
+        site
+            Address of the probe's site, with `calls_fd`.
 
         Returns
         -------
@@ -112,9 +122,17 @@ class CollectorClient:
         """
         if self.recording:
             raise ProfilerStateError("this collector is recording already: stop it first.")
-        body = {"pid": pid, "hz": hz, "wait_python": wait_python, "kernel_stacks": kernel_stacks}
+        fds = [fd] if calls_fd is None else [fd, calls_fd]
+        body = {
+            "pid": pid,
+            "hz": hz,
+            "wait_python": wait_python,
+            "kernel_stacks": kernel_stacks,
+            "sample": sample,
+            "calls": None if calls_fd is None else {"site": site},
+        }
         try:
-            reply = self._call(MessageType.START, body, [fd])
+            reply = self._call(MessageType.START, body, fds)
         except BaseException:
             self.release()
             raise
@@ -306,13 +324,17 @@ def _connect_to(path: Path) -> CollectorClient:
     except OSError as error:
         connection.close()
         raise CollectorUnavailableError(
-            f"no collector listens on {path} ({error.strerror}): start the service, or unset "
-            f"{SOCKET_VARIABLE}. {_THREE_WAYS}"
+            f"no collector listens on {path} ({error.strerror}): start the service"
+            f"{_or_unset()}. {_THREE_WAYS}"
         ) from None
     if credentials(connection)[1] not in (0, os.geteuid()):
         connection.close()
         raise CollectorUnavailableError(
-            f"whoever listens on {path} is neither root nor you: unset {SOCKET_VARIABLE}. "
+            f"whoever listens on {path} is neither root nor you: end that program{_or_unset()}. "
             f"{_THREE_WAYS}"
         )
     return CollectorClient(connection)
+
+
+def _or_unset() -> str:
+    return f", or unset {SOCKET_VARIABLE}" if os.environ.get(SOCKET_VARIABLE) else ""

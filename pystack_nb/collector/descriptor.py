@@ -31,7 +31,7 @@ _LOCAL = {
     0x794C7630: "overlayfs",
     0xF15F: "ecryptfs",
 }
-_F_SEAL_FUTURE_WRITE = 0x0010  # linux/fcntl.h
+F_SEAL_FUTURE_WRITE = 0x0010  # linux/fcntl.h
 
 
 def check_descriptor(fd: int, uid: int | None) -> None:
@@ -50,7 +50,7 @@ def check_descriptor(fd: int, uid: int | None) -> None:
         ``bad-descriptor``, saying what is wrong.
     """
     # First, because asking a process that serves a file system anything else may never end.
-    if file_system_type(fd) not in _LOCAL:
+    if not is_local(fd):
         raise _refuse("it is not on a local file system")
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
@@ -66,10 +66,15 @@ def check_descriptor(fd: int, uid: int | None) -> None:
         _check_seals(fcntl.fcntl(fd, fcntl.F_GET_SEALS))
 
 
+def is_local(fd: int) -> bool:
+    """Whether no other machine and no process serves what the descriptor is open on."""
+    return file_system_type(fd) in _LOCAL
+
+
 def _check_seals(seals: int) -> None:
     if not seals & fcntl.F_SEAL_SHRINK:
         raise _refuse("it is a memfd that is not sealed against shrinking")
-    if seals & (fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | _F_SEAL_FUTURE_WRITE):
+    if seals & (fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | F_SEAL_FUTURE_WRITE):
         raise _refuse("it is a memfd that is sealed against writing")
 
 

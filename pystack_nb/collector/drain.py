@@ -1,4 +1,4 @@
-"""The ctypes face of ``bpf/pystack_time.c``: the ring buffer into the recording's file.
+"""The ctypes face of ``libpystack_time.so``: the ring buffer into the recording's file.
 
 Structures of ``bpf/pystack_time.h`` that the collector writes are packed here with `struct`; the
 unit test of the layout compares them with the compiler's.
@@ -22,6 +22,7 @@ PST_STACK = 5
 PST_SYMBOL = 6
 PST_META = 7
 PST_ADDRESSES = 8
+PST_CLOCK = 10
 
 PST_MODULE = 0
 PST_KERNEL = 1
@@ -32,6 +33,7 @@ _STACK = struct.Struct("<IHHiI")
 _NATIVE_FRAME = struct.Struct("<QII")
 _SYMBOL = struct.Struct("<IHHIIQII")
 _STATS = struct.Struct("<IHHQ8Q")
+_CLOCK = struct.Struct("<IHHI4x3Q")
 _KERNEL_LAYOUT = struct.Struct("<6I")
 
 _TAKEN_SIZE = 1 << 20
@@ -61,6 +63,24 @@ class Symbol(NamedTuple):
     minor: int = 0
 
 
+class Losses(ctypes.Structure):
+    """What did not get into the file: ``struct pst_losses``.
+
+    Attributes
+    ----------
+    samples, batches
+        Those that the disk had no room for.
+    refused
+        Batches of calls that can't be what they say.
+    """
+
+    _fields_ = (
+        ("samples", ctypes.c_uint64),
+        ("batches", ctypes.c_uint64),
+        ("refused", ctypes.c_uint64),
+    )
+
+
 class Library:
     """``libpystack_time.so``, with its functions' types declared."""
 
@@ -75,7 +95,7 @@ class Library:
         self.create = _function(
             library.pst_drain_create,
             ctypes.c_int,
-            (ctypes.c_int, ctypes.c_int, ctypes.c_uint, ctypes.c_uint, ctypes.POINTER(pointer)),
+            (*(ctypes.c_int,) * 3, *(ctypes.c_uint,) * 2, ctypes.POINTER(pointer)),
         )
         self.destroy = _function(library.pst_drain_destroy, None, (pointer,))
         self.flush = _function(library.pst_drain_flush, None, (pointer,))
@@ -88,7 +108,11 @@ class Library:
             (pointer, ctypes.c_char_p, ctypes.c_size_t),
         )
         self.error = _function(
-            library.pst_drain_error, ctypes.c_int, (pointer, ctypes.POINTER(ctypes.c_uint64))
+            library.pst_drain_error, ctypes.c_int, (pointer, ctypes.POINTER(Losses))
+        )
+        self.not_copied = _function(library.pst_drain_not_copied, None, (pointer, ctypes.c_uint64))
+        self.clock_pair = _function(
+            library.pst_clock_pair, None, (ctypes.c_uint32, ctypes.c_uint64 * 3)
         )
         self._kernel_layout = _function(library.pst_kernel_layout, ctypes.c_int, (ctypes.c_char_p,))
 
@@ -114,14 +138,24 @@ class Drain:
         The loaded C library.
     ring_fd, fd
         The ring buffer's map, and the file to append to; both stay the caller's.
-    uid, gid
-        Whose file-system identity the writing thread takes.
+    owner
+        uid and gid whose file-system identity the writing thread takes.
+    shared_fd
+        The memory of the calls' probe, which is told what has been drained; it stays the
+        caller's.
     """
 
-    def __init__(self, library: Library, ring_fd: int, fd: int, uid: int, gid: int) -> None:
+    def __init__(
+        self,
+        library: Library,
+        ring_fd: int,
+        fd: int,
+        owner: tuple[int, int],
+        shared_fd: int = -1,
+    ) -> None:
         self._library = library
         self._drain = ctypes.c_void_p()
-        error = library.create(ring_fd, fd, uid, gid, ctypes.byref(self._drain))
+        error = library.create(ring_fd, fd, shared_fd, *owner, ctypes.byref(self._drain))
         if error:
             raise CollectorProblem(
                 "internal", f"the ring buffer cannot be drained: {os.strerror(-error)}. Try again."
@@ -136,10 +170,14 @@ class Drain:
         """Return once all that the kernel gave, and all that was appended, is in the file."""
         self._library.flush(self._drain)
 
-    def error(self) -> tuple[int, int]:
-        """Errno of the first write that failed, or 0; and the samples lost by that."""
-        lost = ctypes.c_uint64()
-        return self._library.error(self._drain, ctypes.byref(lost)), lost.value
+    def error(self) -> tuple[int, Losses]:
+        """Errno of the first write that failed, or 0; and what did not get into the file."""
+        lost = Losses()
+        return self._library.error(self._drain, ctypes.byref(lost)), lost
+
+    def not_copied(self, batches: int) -> None:
+        """Tell how many batches of calls never came into the ring buffer, so far."""
+        self._library.not_copied(self._drain, batches)
 
     def addresses(self) -> list[Addresses]:
         """Take the stacks that the BPF program saw for the first time since the last call."""
@@ -157,27 +195,40 @@ class Drain:
     def append_meta(self, meta: dict[str, Any]) -> None:
         """Append a ``PST_META`` record."""
         data = json.dumps(meta, separators=(",", ":")).encode()
-        self._append(_HEADER.pack(_HEADER.size + len(data), PST_META, 0) + data)
+        self.append(_HEADER.pack(_HEADER.size + len(data), PST_META, 0) + data)
 
     def append_stats(self, ts_ns: int, counters: list[int]) -> None:
         """Append a ``PST_STATS`` record."""
-        self._append(_STATS.pack(_STATS.size, PST_STATS, 0, ts_ns, *counters))
+        self.append(_STATS.pack(_STATS.size, PST_STATS, 0, ts_ns, *counters))
+
+    def append_clock(self, clock: int) -> None:
+        """Append a ``PST_CLOCK`` record: this ``enum pst_clock_source`` beside CLOCK_MONOTONIC."""
+        pair = (ctypes.c_uint64 * 3)()
+        self._library.clock_pair(clock, pair)
+        self.append(_CLOCK.pack(_CLOCK.size, PST_CLOCK, 0, clock, *pair))
 
     def append_symbol(self, symbol_id: int, symbol: Symbol) -> None:
         """Append a ``PST_SYMBOL`` record."""
         kind, text, *file = symbol
         size = _SYMBOL.size + len(text)
-        self._append(_SYMBOL.pack(size, PST_SYMBOL, kind, symbol_id, len(text), *file) + text)
+        self.append(_SYMBOL.pack(size, PST_SYMBOL, kind, symbol_id, len(text), *file) + text)
 
     def append_stack(self, stack_id: int, kind: int, frames: list[tuple[int, int]]) -> None:
         """Append a ``PST_STACK`` record; frames are (offset, symbol id), innermost first."""
         size = _STACK.size + _NATIVE_FRAME.size * len(frames)
-        self._append(
+        self.append(
             _STACK.pack(size, PST_STACK, kind, stack_id, len(frames))
             + b"".join(_NATIVE_FRAME.pack(offset, symbol, 0) for offset, symbol in frames)
         )
 
-    def _append(self, record: bytes) -> None:
+    def append(self, record: bytes) -> None:
+        """Put a record, with its header, behind what the kernel gave.
+
+        Raises
+        ------
+        CollectorProblem
+            When it is larger than any can be.
+        """
         # -ENOBUFS only: the thread empties the buffer each time it looks.
         if self._library.append(self._drain, record, len(record)):
             self.flush()

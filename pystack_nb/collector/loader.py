@@ -10,18 +10,22 @@ import struct
 import time
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .drain import Drain, Library
 from .native import Symbols
 from .program import compile_program, import_bcc, load_function
 from .protocol import CollectorProblem
+from .uprobes import Uprobes
 
+
+if TYPE_CHECKING:
+    from .calls import SharedCalls
 
 _PROGRAMS = (b"pystack_sample", b"pystack_identify", b"pystack_name")
 _TAIL_CALLS = {0: b"pystack_identify", 1: b"pystack_name"}
 
-_TICKS, _HITS, _RING_FULL, _DENIED, _, _, _DISK_FULL = range(7)
+_TICKS, _HITS, _RING_FULL, _DENIED, _, _, _DISK_FULL, _CALLS_LOST = range(8)
 _COUNTERS = 8
 _COUNTERS_STRUCT = struct.Struct(f"<{_COUNTERS}Q")
 
@@ -81,7 +85,9 @@ class Sampler:
         self._bcc = bcc
         self._bpf = compile_program(bcc, Path(bpf_dir))
         try:
-            functions = {name: load_function(self._bpf, bcc, name) for name in _PROGRAMS}
+            functions = {
+                name: load_function(self._bpf, name, bcc.BPF.PERF_EVENT) for name in _PROGRAMS
+            }
             calls = self._bpf[b"calls"]
             for index, name in _TAIL_CALLS.items():
                 calls[ctypes.c_int(index)] = ctypes.c_int(functions[name].fd)
@@ -89,6 +95,7 @@ class Sampler:
             self._bpf.cleanup()
             raise
         self._sample = functions[b"pystack_sample"]
+        self._uprobes = Uprobes(bcc, self._bpf)
         self._cpus = max(bcc.utils.get_possible_cpus()) + 1
         self._epoch = self._recordings = 0
         self._recording: _Recording | None = None
@@ -100,7 +107,7 @@ class Sampler:
         return "spool-full" if recording.drain.error()[0] else None
 
     def start(self, fd: int, config: dict[str, Any]) -> dict[str, Any]:
-        """Begin to sample.
+        """Begin to record.
 
         Parameters
         ----------
@@ -109,25 +116,36 @@ class Sampler:
         config
             ``pid``, ``tgid`` and ``pidns`` (st_dev, st_ino) of the target, ``hz``, ``layout`` or
             None, ``rights`` (``ids``, ``permitted``) or None, ``maps`` (of the target, open; the
-            caller's as `fd` is), ``kernel_stacks``, ``uid``, ``gid``.
+            caller's as `fd` is), ``kernel_stacks``, ``uid``, ``gid``; ``sample``, whether there
+            is to be a timer; ``calls``, the `SharedCalls` of the target's probe (the caller's as
+            `fd` is) or None, and then its ``site``, which is needed until this returns.
         """
         self._clear()
         self._recordings = (self._recordings + 1) % (1 << 32)
+        calls: SharedCalls | None = config["calls"]
+        if calls:
+            self._uprobes.attach(config["site"], config["pid"])
         drain = Drain(
-            self._library, self._bpf[b"ring"].map_fd, fd, int(config["uid"]), int(config["gid"])
+            self._library,
+            self._bpf[b"ring"].map_fd,
+            fd,
+            (int(config["uid"]), int(config["gid"])),
+            calls.fd if calls else -1,
         )
         try:
             symbols = Symbols(drain, config["maps"], self._kernel_name)
             self._recording = recording = _Recording(drain, symbols, config)
+            if calls:
+                drain.append_clock(calls.clock)
             self._configure()
             recording.start_ns = time.monotonic_ns()
             recording.look_at_cpu_time()
-            self._attach(config["hz"])
+            if config["sample"]:
+                self._attach(config["hz"])
         except BaseException:
             if self._recording:
-                self.detach()
+                self._detach()
             self._recording = None
-            self._bpf[b"config"].clear()
             drain.close()
             raise
         return {"start_ns": recording.start_ns, "versions": self.versions}
@@ -156,6 +174,8 @@ class Sampler:
         recording = self._current()
         recording.symbols.tell(recording.drain.addresses())
         recording.look_at_cpu_time()
+        if recording.config["calls"]:
+            recording.drain.not_copied(self._kernel_counters()[_CALLS_LOST])
         now = time.monotonic_ns()
         if now - recording.stats_ns >= _STATS_EVERY_NS:
             self._append_stats(now)
@@ -172,23 +192,14 @@ class Sampler:
         """Append a ``PST_META`` record to the file."""
         self._current().drain.append_meta(meta)
 
-    def detach(self) -> None:
-        """Stop the timer; what was sampled is still being written."""
-        recording = self._current()
-        if recording.events:
-            for event in recording.events.values():
-                self._bcc.lib.bpf_close_perf_event_fd(event)
-            recording.events.clear()
-            recording.end_ns = time.monotonic_ns()
-            recording.look_at_cpu_time()
-
     def stop(self, meta: dict[str, Any] | None = None) -> dict[str, Any]:
         """End the recording and return its facts; `meta` is noted at its end with them."""
         recording = self._current()
-        self.detach()
+        self._detach()
+        self._append_calls()
         self.flush()
         counters = self._counters()
-        error = recording.drain.error()[0]
+        error, lost = recording.drain.error()
         facts = {
             "start_ns": recording.start_ns,
             "end_ns": recording.end_ns,
@@ -200,6 +211,8 @@ class Sampler:
                 "map-full": 0,  # such a sample arrives, without a name: it is incomplete
                 "disk-full": counters[_DISK_FULL],
                 "rights-changed": counters[_DENIED],
+                "calls-not-copied": counters[_CALLS_LOST] - lost.batches,
+                "calls-disk-full": lost.batches,
             },
             "error": "spool-full" if error else None,
             "error_text": os.strerror(error) if error else None,
@@ -207,19 +220,39 @@ class Sampler:
         recording.drain.append_meta({"role": "collector", "event": "end", **facts, **(meta or {})})
         recording.drain.close()
         self._recording = None
-        self._bpf[b"config"].clear()
         return facts
 
     def close(self) -> None:
         """Let go of the program, its maps and its events."""
         if self._recording:
             self.stop()
+        self._uprobes.close()
         self._bpf.cleanup()
 
     def _current(self) -> _Recording:
         if self._recording is None:
             raise CollectorProblem("internal", "nothing is being recorded: start a recording.")
         return self._recording
+
+    def _detach(self) -> None:
+        """Stop the timers, and take no more from the probe; what there is is still written."""
+        recording = self._current()
+        self._bpf[b"config"].clear()
+        for event in recording.events.values():
+            self._bcc.lib.bpf_close_perf_event_fd(event)
+        recording.events.clear()
+        recording.end_ns = time.monotonic_ns()
+        recording.look_at_cpu_time()
+
+    def _append_calls(self) -> None:
+        """Append what the probe has stored and did not send, behind all that it has sent."""
+        recording = self._current()
+        calls: SharedCalls | None = recording.config["calls"]
+        if calls:
+            recording.drain.flush()
+            for record in calls.records(recording.config["tgid"]):
+                recording.drain.append(record)
+            recording.drain.append_clock(calls.clock)
 
     def _attach(self, hz: int) -> None:
         """Set a timer on each thread of the target, which threads made later inherit.
@@ -316,15 +349,20 @@ class Sampler:
         self._bpf[b"counts"].clear()
 
     def _counters(self) -> list[int]:
+        counters = self._kernel_counters()
+        _, lost = self._current().drain.error()
+        counters[_DISK_FULL] = lost.samples
+        counters[_CALLS_LOST] += lost.batches + lost.refused
+        return counters
+
+    def _kernel_counters(self) -> list[int]:
         values = self._bpf[b"counts"][ctypes.c_int(0)]
-        counters = [
+        return [
             sum(each)
             for each in zip(
                 *(_COUNTERS_STRUCT.unpack(bytes(value)) for value in values), strict=True
             )
         ]
-        counters[_DISK_FULL] = self._current().drain.error()[1]
-        return counters
 
     def _append_stats(self, now: int) -> None:
         recording = self._current()

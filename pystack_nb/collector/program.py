@@ -54,11 +54,11 @@ def compile_program(bcc: Any, bpf_dir: Path) -> Any:
     )
 
 
-def load_function(bpf: Any, bcc: Any, name: bytes) -> Any:
-    """Load one program, through the verifier."""
+def load_function(bpf: Any, name: bytes, kind: int) -> Any:
+    """Load one program of this kind, through the verifier; what is loaded already is given."""
     with _standard_error() as printed:
         try:
-            return bpf.load_func(name, bcc.BPF.PERF_EVENT)
+            return bpf.load_func(name, kind)
         except Exception as error:  # noqa: BLE001 - BCC raises nothing more exact
             message = str(error)
     text = printed.text()

@@ -2,7 +2,8 @@
 
 A message is a fixed header (magic, version, type, zero, length of the body) and a body, one
 JSON object in UTF-8.  Each request has exactly one reply, ``OK`` or ``ERROR``.  ``START``
-carries one file descriptor as ancillary data; no other message carries any.
+carries file descriptors as ancillary data, that of the recording's file and, when its body has
+``calls``, that of the memory which the probe shares; no other message carries any.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import struct
 from typing import Any, NoReturn
 
 
-VERSION = 1
+VERSION = 2
 MAX_BODY = 64 * 1024
 
 _MAGIC = b"PSTC"

@@ -30,7 +30,7 @@ _SEND_SECONDS = 5.0
 _REQUEST_SECONDS = 60
 _RECEIVE_SIZE = 64 * 1024
 _FAILED = "the collector failed: read `journalctl -u pystack-nb-collector`, and report that."
-_MAX_DESCRIPTORS = 4  # one is right; the others are received in order to be closed
+_MAX_DESCRIPTORS = 4  # two are right; the others are received in order to be closed
 
 
 class Session:
@@ -113,8 +113,8 @@ class Session:
             self._open = False
 
     def _check_descriptors(self, truncated: bool) -> None:
-        if truncated or len(self._descriptors) > 1:
-            raise CollectorProblem("protocol", "too many descriptors: pass one with START.")
+        if truncated or len(self._descriptors) > 2:
+            raise _too_many_descriptors()
 
     def _answer(self, kind: MessageType, body: dict[str, Any]) -> None:
         if self._descriptors and kind is not MessageType.START:
@@ -164,18 +164,13 @@ class Session:
         return self._sampler
 
     def _start(self, body: dict[str, Any]) -> dict[str, Any]:
-        if not self._descriptors:
-            raise CollectorProblem("protocol", "START without a descriptor: pass one with it.")
-        if self._trace:
-            os.close(self._descriptors.pop())
-            raise CollectorProblem("busy", "this client is recording already: stop it first.")
         try:
-            options = Options.parse(body)
-            trace = Trace(self._prepared, self._peer, options, self._descriptors[0])
+            trace = self._make_trace(body)
         except BaseException:
-            os.close(self._descriptors.pop())
+            while self._descriptors:
+                os.close(self._descriptors.pop())
             raise
-        self._descriptors.pop()  # the trace's, from now on
+        self._descriptors.clear()  # the trace's, from now on
         try:
             reply = trace.start()
         except BaseException:
@@ -183,6 +178,20 @@ class Session:
             raise
         self._trace = trace
         return reply
+
+    def _make_trace(self, body: dict[str, Any]) -> Trace:
+        wanted = 1 if body.get("calls") is None else 2
+        if len(self._descriptors) > wanted:
+            raise _too_many_descriptors()
+        if len(self._descriptors) < wanted:
+            raise CollectorProblem(
+                "protocol",
+                "START without a descriptor: pass one with it, and with calls that of their "
+                "memory too.",
+            )
+        if self._trace:
+            raise CollectorProblem("busy", "this client is recording already: stop it first.")
+        return Trace(self._prepared, self._peer, Options.parse(body), *self._descriptors)
 
     def _stop(self, _: dict[str, Any]) -> dict[str, Any]:
         trace, self._trace = self._tracing(), None
@@ -218,6 +227,13 @@ class Session:
                 stack.callback(self._sampler.close)
             if self._trace:
                 stack.callback(self._trace.finish, "client-gone")
+
+
+def _too_many_descriptors() -> CollectorProblem:
+    return CollectorProblem(
+        "protocol",
+        "too many descriptors: pass one with START, and with calls that of their memory too.",
+    )
 
 
 class _Allowance:

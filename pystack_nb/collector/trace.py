@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import time
@@ -11,15 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .access import Access, Rights, check_access
+from .calls import SharedCalls
 from .descriptor import check_descriptor
 from .notes import Notes
 from .process import Process, find_pid, gone
 from .protocol import CollectorProblem
+from .site import Site, find_site
 from .target import find_interpreter
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from .loader import Sampler
     from .peer import Peer
@@ -34,7 +37,15 @@ _ATTEMPTS = 50
 _MAX_MESSAGE = 1000  # with all notes it fits into one reply
 _LOOKING_TICK = 0.01  # a program that was just started has its interpreter within milliseconds
 _LOOKING_CLOSELY = 5.0
-_DEFAULTS = {"pid": None, "hz": None, "wait_python": False, "kernel_stacks": True}
+_DEFAULTS = {
+    "pid": None,
+    "hz": None,
+    "wait_python": False,
+    "kernel_stacks": True,
+    "sample": True,
+    "calls": None,
+}
+_FLAGS = ("wait_python", "kernel_stacks", "sample")
 _NOT_YET = ("not-ready", "not-python")
 _FULL = (
     "the recording's file can't grow any more: free some space, set TMPDIR to a bigger disk, or "
@@ -56,23 +67,29 @@ class Options:
         Whether the interpreter may come later: the program has just been started.
     kernel_stacks
         Whether kernel frames are wanted, if they are allowed.
+    sample
+        Whether samples are wanted.
+    site
+        Where in the client's own memory the calls' probe has its site; None: no calls.
     """
 
     pid: int | None
     hz: int
     wait_python: bool
     kernel_stacks: bool
+    sample: bool = True
+    site: int | None = None
 
     @classmethod
     def parse(cls, body: dict[str, Any]) -> Options:
         """Check the body of a START message."""
         fields = {**_DEFAULTS, **body}
-        pid, hz = fields["pid"], fields["hz"]
+        pid, hz, calls = fields["pid"], fields["hz"], fields.pop("calls")
         if (
-            fields.keys() != _DEFAULTS.keys()
+            {*fields, "calls"} != _DEFAULTS.keys()
             or not (pid is None or _is_int(pid))
-            or not isinstance(fields["wait_python"], bool)
-            or not isinstance(fields["kernel_stacks"], bool)
+            or not all(isinstance(fields[name], bool) for name in _FLAGS)
+            or not (calls is None or _is_site(calls))
         ):
             raise CollectorProblem(
                 "protocol", "malformed START message: connect with pystack_nb's own client."
@@ -83,7 +100,7 @@ class Options:
                 "bad-rate",
                 f"{hz!r} is no sampling rate: choose a whole number from 1 to {limit} Hz.",
             )
-        return cls(**fields)
+        return cls(**fields, site=calls["site"] if calls else None)
 
 
 class Trace:
@@ -100,6 +117,8 @@ class Trace:
         What for.
     fd
         The recording's file, closed with the recording.
+    calls_fd
+        The memory of the calls' probe, likewise; None: no calls.
 
     Attributes
     ----------
@@ -110,13 +129,19 @@ class Trace:
     """
 
     def __init__(
-        self, prepare: Callable[[], Sampler], peer: Peer, options: Options, fd: int
+        self,
+        prepare: Callable[[], Sampler],
+        peer: Peer,
+        options: Options,
+        fd: int,
+        calls_fd: int | None = None,
     ) -> None:
         self.result: dict[str, Any] | None = None
         self._prepare = prepare
         self._peer = peer
         self._options = options
         self._fd = fd
+        self._calls_fd = calls_fd
         self._notes = Notes()
         self._maps = -1
         self._looking = options.wait_python
@@ -134,30 +159,32 @@ class Trace:
             When something does not hold; then nothing was begun.
         """
         check_descriptor(self._fd, None if self._peer.privileged else self._peer.uid)
+        calls = self._shared_calls()
         rights, self._maps = self._check_target()
-        interpreter = self._find_interpreter()
+        interpreter = self._find_interpreter() if self._options.sample else None
         kernel_stacks = self._may_see_kernel()
         self._limit_file_size()
         namespace = self.target.namespace("pid")
         tgid = self.target.status().pids[-1]
-        self._sampler = self._prepare()
-        if not self.target.alive():
-            raise gone(self.target.pid)
-        begun = self._sampler.start(
-            self._fd,
-            {
-                "pid": self.target.pid,
-                "tgid": tgid,
-                "pidns": namespace,
-                "hz": self._options.hz,
-                "layout": interpreter.layout if interpreter else None,
-                "rights": _as_dict(rights),
-                "maps": self._maps,
-                "kernel_stacks": kernel_stacks,
-                "uid": self._peer.uid,
-                "gid": self._peer.gid,
-            },
-        )
+        config = {
+            "pid": self.target.pid,
+            "tgid": tgid,
+            "pidns": namespace,
+            "hz": self._options.hz,
+            "layout": interpreter.layout if interpreter else None,
+            "rights": _as_dict(rights),
+            "maps": self._maps,
+            "kernel_stacks": kernel_stacks,
+            "uid": self._peer.uid,
+            "gid": self._peer.gid,
+            "sample": self._options.sample,
+            "calls": calls,
+        }
+        with self._site() as site:
+            self._sampler = self._prepare()
+            if not self.target.alive():
+                raise gone(self.target.pid)
+            begun = self._sampler.start(self._fd, {**config, "site": site})
         begun |= {
             "target_pid": tgid,
             "target_python": _version(interpreter),
@@ -232,11 +259,35 @@ class Trace:
         )
 
     def close(self) -> None:
-        """Let go of the file and of the target."""
+        """Let go of the files and of the target."""
         os.close(self._fd)
+        if self._calls_fd is not None:
+            os.close(self._calls_fd)
         if self._maps >= 0:
             os.close(self._maps)
         self.target.close()
+
+    def _shared_calls(self) -> SharedCalls | None:
+        if self._calls_fd is None:
+            return None
+        if self.target.pid != self._peer.process.pid:
+            raise CollectorProblem(
+                "calls-of-another",
+                "every call can be recorded in the process itself only: sample another process, "
+                "or start pystack_nb inside of it.",
+            )
+        return SharedCalls(self._calls_fd, self._peer.uid)
+
+    @contextlib.contextmanager
+    def _site(self) -> Iterator[Site | None]:
+        if self._options.site is None:
+            yield None
+            return
+        site = find_site(self.target.pid, self._options.site)
+        try:
+            yield site
+        finally:
+            os.close(site.fd)
 
     def _check_target(self) -> Access:
         for _ in range(_ATTEMPTS):
@@ -315,6 +366,10 @@ class Trace:
     def _check_spool(self) -> None:
         if self._sampler.error is not None:
             self.finish(self._sampler.error, _FULL)
+
+
+def _is_site(calls: object) -> bool:
+    return isinstance(calls, dict) and calls.keys() == {"site"} and _is_int(calls["site"])
 
 
 def _as_dict(rights: Rights | None) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ def connect(path):
     return connection
 
 
-def message(kind, body, magic=b"PSTC", version=1, length=None):
+def message(kind, body, magic=b"PSTC", version=2, length=None):
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     length = len(data) if length is None else length
     return struct.pack("<4sBBHI", magic, version, kind, 0, length) + data

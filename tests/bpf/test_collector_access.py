@@ -227,7 +227,14 @@ def test_a_recording_ends_when_its_target_takes_another_users_rights(service, pu
     assert ended["reason"] == "access-denied"
     assert "another user" in ended["message"]
     lost = ended["lost_by_cause"]
-    assert set(lost) == {"ring-buffer-full", "map-full", "disk-full", "rights-changed"}
+    assert set(lost) == {
+        "ring-buffer-full",
+        "map-full",
+        "disk-full",
+        "rights-changed",
+        "calls-not-copied",
+        "calls-disk-full",
+    }
     # What was seen of that program before the rights were checked again was dropped.
     assert sum(lost.values()) == lost["rights-changed"]
     # Nothing that the file says of files comes from that program's memory map.

@@ -48,7 +48,7 @@ def _only_the_neighbour(service, eventually):
         "b'GET / HTTP/1.1\\r\\n\\r\\n'",
         "os.urandom(100_000)",
         "message(HELLO, {}, magic=b'PSTX')",
-        "message(HELLO, {}, version=2)",
+        "message(HELLO, {}, version=1)",
         "message(HELLO, {}, length=2**32 - 1)",
         "message(HELLO, {}, length=64 * 1024 + 1)",
         "message(99, {})",

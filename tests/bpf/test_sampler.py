@@ -193,7 +193,7 @@ def test_what_finds_the_ring_buffer_full_is_counted():
     collector = collector_pid(profiler)
     try:
         os.kill(collector, signal.SIGSTOP)
-        deep(DEEPEST, lambda: burn(2))
+        deep(DEEPEST, lambda: burn(4))
     finally:
         os.kill(collector, signal.SIGCONT)
     recording = profiler.stop_profiling()
@@ -399,7 +399,7 @@ def test_the_program_passes_the_verifier_as_a_co_re_object(needs_root, needs_bpf
     try:
         subprocess.run(["bpftool", "prog", "loadall", loaded, pins], check=True)
         assert {pin.name for pin in pins.iterdir()} == {
-            *("pystack_sample", "pystack_identify", "pystack_name")
+            *("pystack_sample", "pystack_identify", "pystack_name", "pystack_calls")
         }
         shown = subprocess.run(
             ["bpftool", "--json", "prog", "show", "pinned", pins / "pystack_sample"],
