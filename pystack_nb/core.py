@@ -32,7 +32,7 @@ from pystack_nb.errors import (
     SpoolError,
     from_collector,
 )
-from pystack_nb.probe import CallOptions, Probe
+from pystack_nb.probe import SOURCES, CallOptions, Probe
 from pystack_nb.rate import DEFAULT_HZ
 from pystack_nb.spool import Spool, leftovers
 
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from pystack_nb.recording import Recording
 
 MODES = ("sample", "calls")
-SOURCES = ("ebpf", "inprocess")
 
 _WITHOUT_EBPF = (
     "Or record calls alone without eBPF: --mode calls --source inprocess, "

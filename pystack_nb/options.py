@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import keyword
+import os
 import re
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from inspect import cleandoc
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
@@ -14,14 +15,33 @@ from IPython.core.magic_arguments import argument, magic_arguments, parse_argstr
 from IPython.utils.text import DollarFormatter
 
 from pystack_nb.errors import OptionError
+from pystack_nb.probe import MAX_EVENTS, SOURCES, CallOptions
 from pystack_nb.rate import DEFAULT_HZ, parse_rate
 
 
 if TYPE_CHECKING:
+    from argparse import Namespace
     from collections.abc import Callable, Mapping
 
 _TOKEN = re.compile(r"""(?:"[^"]*"|'[^']*'|[^\s"'])+""")
-_WITH_VALUE = ("--mode", "--hz", "-o", "--export")
+_WITH_VALUE = (
+    "--mode",
+    "--source",
+    "--hz",
+    "--include",
+    "--exclude",
+    "--depth",
+    "--min-us",
+    "--max-events",
+    "--budget",
+    "-o",
+    "--export",
+)
+_DEFAULT_BUDGET = 0.5  # of the cell's time, for calls that nobody asked for by name
+
+
+class HelpAsked(Exception):  # noqa: N818 - an answer, no error
+    """The line asks for the help, which is the message; nothing is to be run."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +50,14 @@ class Options:
 
     Attributes
     ----------
-    mode : str
-        Ways of looking, with commas between them.
+    mode : str or None
+        Ways of looking, with commas between them; None: what there is.
+    source : str
+        Where events come from.
     hz : int
-        Samples a second on each processor.
+        Samples per second of a thread's CPU time.
+    calls : CallOptions
+        What is recorded of calls.
     output : str or None
         Name in the user's namespace that gets the recording.
     export : tuple of str
@@ -42,8 +66,10 @@ class Options:
         Whether nothing is displayed.
     """
 
-    mode: str = "sample"
+    mode: str | None = None
+    source: str = "ebpf"
     hz: int = DEFAULT_HZ
+    calls: CallOptions = field(default_factory=lambda: CallOptions(budget=_DEFAULT_BUDGET))
     output: str | None = None
     export: tuple[str, ...] = ()
     quiet: bool = False
@@ -59,7 +85,8 @@ def with_arguments(magic: Callable[..., Any]) -> Callable[..., Any]:
             action="append",
             default=[],
             help="Write the recording to PATH too; may be given more than once. The suffix says "
-            "how: .json, .pftrace (Perfetto), or none for a folder of Parquet files.",
+            "how: .json, .pftrace (Perfetto), or none for a folder of Parquet files, whose name "
+            "may also end as in v3.12.1, or in /.",
         ),
         argument("-o", metavar="NAME", dest="output", help="Keep the Recording as NAME."),
         argument(
@@ -67,13 +94,64 @@ def with_arguments(magic: Callable[..., Any]) -> Callable[..., Any]:
             metavar="N",
             type=parse_rate,
             default=DEFAULT_HZ,
-            help=f"Samples a second on each processor (default: {DEFAULT_HZ}).",
+            help=f"Samples per second of a thread's CPU time (default: {DEFAULT_HZ}).",
+        ),
+        argument(
+            "--budget",
+            metavar="FRACTION",
+            type=float,
+            help="What recording calls may cost, as a fraction of the cell's time: functions that "
+            "cost more are counted only, and named. Default: none with --mode calls, else "
+            f"{_DEFAULT_BUDGET}.",
+        ),
+        argument(
+            "--max-events",
+            metavar="N",
+            type=int,
+            default=MAX_EVENTS,
+            help=f"Record no more calls after N events, two to a call (default: {MAX_EVENTS:,}).",
+        ),
+        argument("--c-calls", action="store_true", help="Record calls of C functions, too."),
+        argument(
+            "--min-us",
+            metavar="N",
+            type=float,
+            default=0.0,
+            help="Only count calls that are shorter than N microseconds.",
+        ),
+        argument(
+            "--depth",
+            metavar="N",
+            type=int,
+            help="Record no calls that are deeper than N recorded ones.",
+        ),
+        argument(
+            "--exclude",
+            metavar="GLOB",
+            action="append",
+            default=[],
+            help="Record no calls of functions whose file or module is like GLOB.",
+        ),
+        argument(
+            "--include",
+            metavar="GLOB",
+            action="append",
+            default=[],
+            help="Record only calls of functions whose file or module is like GLOB; may be given "
+            "more than once.",
+        ),
+        argument(
+            "--source",
+            choices=SOURCES,
+            default="ebpf",
+            help="inprocess: calls alone, without eBPF and what the kernel knows (default: ebpf).",
         ),
         argument(
             "--mode",
-            default="sample",
-            help="What to look at, with commas between (default: sample).",
+            help="What to look at, with commas between: sample (where time goes), calls (every "
+            "Python call). Default: both.",
         ),
+        argument("-h", "--help", action="store_true", help="Show this, and run nothing."),
         # Decorators apply from the inside, so the first option of the help stands last.
         magic_arguments(),
     ):
@@ -95,6 +173,8 @@ def parse(magic: Callable[..., Any], line: str, names: Mapping[str, Any]) -> Opt
 
     Raises
     ------
+    HelpAsked
+        If ``--help`` or ``-h`` is among them.
     OptionError
         If an option is unknown or has a value that makes no sense.
     ExportPathError
@@ -105,17 +185,35 @@ def parse(magic: Callable[..., Any], line: str, names: Mapping[str, Any]) -> Opt
     except (UsageError, ValueError) as error:
         reason = str(error).removesuffix(".")
         raise OptionError(f"{reason}; see %%pystack? for the options") from error
+    if given.help:
+        raise HelpAsked(cleandoc(magic.__doc__ or "").removeprefix("::").strip())
     if given.output is not None and (
         not given.output.isidentifier() or keyword.iskeyword(given.output)
     ):
         raise OptionError(f"-o {given.output}: this is no name; give the name of a variable")
-    paths = tuple(str(Path(_unquoted(path)).expanduser()) for path in given.export)
+    # Not by pathlib, which drops the / at the end of a folder's name.
+    paths = tuple(os.path.expanduser(_unquoted(path)) for path in given.export)  # noqa: PTH111
     if paths:
         from pystack_nb.util import check_export_path  # noqa: PLC0415 - imports NumPy
 
         for path in paths:
             check_export_path(path)
-    return Options(given.mode, given.hz, given.output, paths, given.quiet)
+    return Options(
+        given.mode, given.source, given.hz, _calls(given), given.output, paths, given.quiet
+    )
+
+
+def _calls(given: Namespace) -> CallOptions:
+    by_default = _DEFAULT_BUDGET if given.mode is None and given.source == "ebpf" else None
+    return CallOptions(
+        include=tuple(_unquoted(glob) for glob in given.include),
+        exclude=tuple(_unquoted(glob) for glob in given.exclude),
+        depth=given.depth,
+        min_us=given.min_us,
+        c_calls=given.c_calls,
+        max_events=given.max_events,
+        budget=by_default if given.budget is None else given.budget,
+    )
 
 
 def split_statement(line: str) -> tuple[str, str]:

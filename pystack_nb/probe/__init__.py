@@ -6,6 +6,7 @@ Nothing but the standard library is imported here: a recorded cell may import Nu
 from __future__ import annotations
 
 import fcntl
+import functools
 import importlib
 import os
 import platform
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pystack_nb.errors import OptionError, ProbeError, ProfilerStateError
+from pystack_nb.probe.check import check, sees_init
 
 
 if TYPE_CHECKING:
     from types import ModuleType
 
 MAX_EVENTS = 50_000_000
+SOURCES = ("ebpf", "inprocess")
 _CALL_NS = 50.0
 _HIDDEN = str(Path(__file__).parent.parent / "*")
 _SUPPORTED = ("3.11", "3.12", "3.13")
@@ -94,7 +97,7 @@ class Probe:
     """
 
     def __init__(self, options: CallOptions) -> None:
-        self._module = load()
+        self._module, self._init = load()
         self._options = options
         self.site: int = self._module.site()
         self.fd = os.memfd_create("pystack_nb-calls", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -125,7 +128,7 @@ class Probe:
             self._module.start(
                 self.fd,
                 spool,
-                sys.version_info >= (3, 13),
+                self._init,
                 options.c_calls,
                 options.max_events,
                 options.depth or 0,
@@ -159,8 +162,15 @@ class Probe:
             self._module.close()
 
 
-def load() -> ModuleType:
-    """Import the C extension.
+@functools.cache
+def load() -> tuple[ModuleType, bool]:
+    """Import the C extension, and try it on every kind of call.
+
+    Returns
+    -------
+    module
+    init : bool
+        Whether ``__init__`` is to be watched by `sys.monitoring`, too.
 
     Raises
     ------
@@ -180,7 +190,9 @@ def load() -> ModuleType:
             f"the probe was not built for this interpreter ({error}): run `make setup`, or "
             "install pystack-nb with this Python's pip; or use --mode sample."
         ) from None
-    return module
+    init = not sees_init(module)
+    check(module, init=init)
+    return module, init
 
 
 def counter_is_constant() -> bool:
