@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import time
@@ -22,15 +23,22 @@ def line_of(text: str) -> int:
     return next(n for n, line in enumerate(LINES, 1) if text in line)
 
 
+def cpu_seconds(pid: int) -> float:
+    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+
 @pytest.fixture(scope="module", params=supported(), ids=lambda path: path.parent.parent.name)
 def recording(request):
-    """Three seconds of the program under one interpreter."""
+    """Some seconds of the program's processor time under one interpreter."""
     with subprocess.Popen([request.param, PROGRAM], stdout=subprocess.PIPE) as program:
         try:
             program.stdout.readline()
             profiler = PyStackProfiler(hz=1999)
             profiler.start_profiling(program.pid)
-            time.sleep(3)
+            begun = cpu_seconds(program.pid)
+            while cpu_seconds(program.pid) < begun + 2.5:
+                time.sleep(0.05)
             yield profiler.stop_profiling()
         finally:
             program.kill()
