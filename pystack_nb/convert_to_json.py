@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-VERSION = 1
+VERSION = 2
 _TABLES = {"samples": tables.SAMPLES, "frames": tables.FRAMES, "events": tables.EVENTS}
+_CALL_TABLES = {"calls": tables.CALLS, "counts": tables.COUNTS}
 _CHUNK = 65536
 
 
@@ -74,7 +75,8 @@ def read_json(path: Path) -> Recording:
         strings = document["strings"]
         if not all(isinstance(x, str) for x in strings):
             raise ValueError("its strings are not all text")  # noqa: TRY301
-        read = {x: _table(document[x], columns, strings) for x, columns in _TABLES.items()}
+        wanted = _TABLES if document["version"] == 1 else _TABLES | _CALL_TABLES
+        read = {x: _table(document[x], columns, strings) for x, columns in wanted.items()}
         return Recording(**read, info=document["info"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise RecordingFormatError(
@@ -91,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _pieces(recording: Recording) -> Iterator[str]:
-    written = {x: getattr(recording, x) for x in _TABLES}
+    written = {x: getattr(recording, x) for x in _TABLES | _CALL_TABLES}
     names = sorted(
         {
             name
@@ -146,7 +148,7 @@ def _table(document: dict[str, list[Any]], columns: dict[str, str], strings: lis
                 raise ValueError(f"{name} is not all objects")
             table[name] = pd.Series(values, dtype="object")
         else:
-            table[name] = _integers(name, values)
+            table[name] = _numbers_of(name, values, "b" if dtype == "bool" else "i")
         if dtype == "category":
             codes = table[name]
             if codes.min(initial=-1) < -1 or codes.max(initial=-1) >= len(strings):
@@ -155,10 +157,10 @@ def _table(document: dict[str, list[Any]], columns: dict[str, str], strings: lis
     return pd.DataFrame(table)
 
 
-def _integers(name: str, values: list[Any]) -> np.ndarray[Any, Any]:
-    array = np.array(values) if values else np.zeros(0, np.int64)
-    if array.ndim != 1 or array.dtype.kind != "i":
-        raise ValueError(f"{name} is not all integers")
+def _numbers_of(name: str, values: list[Any], kind: str) -> np.ndarray[Any, Any]:
+    array = np.array(values) if values else np.zeros(0, np.bool_ if kind == "b" else np.int64)
+    if array.ndim != 1 or array.dtype.kind != kind:
+        raise ValueError(f"{name} is not all {'booleans' if kind == 'b' else 'integers'}")
     return array
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 
 from pystack_nb import tables, wire
+from pystack_nb.call_facts import tell_calls
+from pystack_nb.calls import CallRecords
 from pystack_nb.codes import define_python_frames
 from pystack_nb.definitions import Definitions, Distinct
 from pystack_nb.facts import Facts
@@ -46,6 +48,8 @@ class Decoded(NamedTuple):
     frames: pd.DataFrame
     events: pd.DataFrame
     info: dict[str, Any]
+    calls: pd.DataFrame
+    counts: pd.DataFrame
 
 
 def decode(buffer: Buffer) -> Decoded:
@@ -60,7 +64,7 @@ def decode(buffer: Buffer) -> Decoded:
     Returns
     -------
     Decoded
-        The four things that a Recording is made of.
+        The things that a Recording is made of.
 
     Raises
     ------
@@ -69,6 +73,7 @@ def decode(buffer: Buffer) -> Decoded:
     """
     records = Records(buffer)
     facts = Facts(records)
+    call_records = CallRecords(records)
     samples = _read_samples(records)
     heads = samples.heads
     stacks = _resolve(records, samples)
@@ -96,19 +101,28 @@ def decode(buffer: Buffer) -> Decoded:
             "line_number": stacks.distinct.column("line_number", leaf).astype(np.int32),
         }
     )
-    first, last = (int(ts_ns[0]), int(ts_ns[-1])) if len(ts_ns) else (None, None)
-    info = facts.info(first, last)
+    bounds = [*ts_ns[[0, -1]].tolist()] if len(ts_ns) else []
+    bounds += call_records.bounds
+    info = facts.info(min(bounds, default=None), max(bounds, default=None))
     info |= {
         "samples": len(heads),
-        "pids": np.unique(heads["pid"]).tolist(),
+        "pids": np.unique(np.append(heads["pid"], call_records.heads["pid"])).tolist(),
         "incomplete": int(np.count_nonzero(np.any(list(flags.values()), axis=0))),
         "incomplete_by_cause": {x: int(np.count_nonzero(y)) for x, y in flags.items()},
         "trimmed": 0,
-        "complete": facts.ended and not records.problems and info["error"] is None,
     }
-    info["thread_names"] = _thread_names(heads["tid"], comm, comms) | info["thread_names"]
+    info["thread_names"] = (
+        _thread_names(call_records.heads["tid"], *_texts(call_records.heads["comm"]))
+        | _thread_names(heads["tid"], comm, comms)
+        | info["thread_names"]
+    )
+    calls = call_records.decode(info["end_ns"] or 0, info["target_pid"])
+    tell_calls(info, calls, present=call_records.present)
+    info["complete"] = facts.ended and not records.problems and info["error"] is None
     info["notes"] += list(dict.fromkeys(records.problems))
-    return Decoded(table, stacks.frames(), tables.empty(tables.EVENTS), info)
+    return Decoded(
+        table, stacks.frames(), tables.empty(tables.EVENTS), info, calls.table, calls.counts
+    )
 
 
 class _Resolved(NamedTuple):

@@ -29,7 +29,8 @@ class Facts:
         self._metas = _read_metas(records)
         self._client = self._first("client", None)
         self._start = self._first("collector", "start")
-        self._end = self._first("collector", "end")
+        # Without a collector, the client writes the end.
+        self._end = self._first("collector", "end") or self._first("client", "end")
         self._stats_ns, self.counters = _read_stats(records)
 
     @property
@@ -60,12 +61,13 @@ class Facts:
             "disk-full": self.counters["disk_full"],
             "rights-changed": self.counters["denied"],
         }
+        source = "inprocess" if self._client.get("source") == "inprocess" else "ebpf"
         info = {
             "format": wire.FORMAT,
             "mode": self._client.get("mode", "sample"),
-            "source": "ebpf",
-            "loader": "bcc",
-            "clock": "CLOCK_MONOTONIC",
+            "source": source,
+            "loader": "bcc" if source == "ebpf" else None,
+            "clock": {"name": "CLOCK_MONOTONIC", "source": "monotonic", "hz": 1e9, "error_ns": 0},
             "clock_snapshot": self._dictionary("clock_snapshot"),
             "hz": {"asked": self.hz, "reached": self._hz_reached()},
             "start_ns": start_ns,

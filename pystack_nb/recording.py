@@ -10,6 +10,7 @@ import pandas as pd
 
 from pystack_nb import tables
 from pystack_nb.errors import RecordingFormatError
+from pystack_nb.functions import sum_up
 from pystack_nb.util import export_format
 
 
@@ -86,55 +87,28 @@ class Recording:
         return self.frames.drop(columns="first_line")
 
     def functions(self) -> pd.DataFrame:
-        """Sum the samples per function.
+        """Sum the calls and the samples per function.
+
+        Where calls were recorded, the times of a function are those of its calls, to which
+        the ones are added that were only counted; recursion counts once in the total.
 
         Every sample counts for the function that was executing and, once each, for the
         functions that called it.  Time in native and kernel code belongs to the Python
         function that called it; samples of threads that ran no Python go to their native
-        and kernel functions, so that the ``self_ns`` of all rows sum to the recorded time.
+        and kernel functions.  The times of a function that has no calls are those of its
+        samples: if none has, the ``self_ns`` of all rows sum to the recorded time.
 
         Returns
         -------
         pandas.DataFrame
             Sorted by ``self_ns``, largest first: ``function``, ``filename``,
             ``line_number`` (the function's first; 0 for native), ``ncalls`` (missing:
-            samples do not count calls), ``total_ns``, ``self_ns``, and ``samples``, the
-            number in which the function was on the stack.
+            samples do not count calls; a generator's resume is one), ``total_ns``,
+            ``self_ns``, ``samples``, the number in which the function was on the stack, and
+            ``counted``, how many of ``ncalls`` were only counted: their time is in
+            ``total_ns``, and in the ``self_ns`` of whoever called them.
         """
-        frames, weights, hits = self.frames, self._per_stack("weight_ns"), self._per_stack(None)
-        python = (frames["kind"] == "python").to_numpy()
-        stack = frames["stack_id"].to_numpy()
-        wanted = python | ~np.isin(stack, stack[python])
-        frames, stack = frames[wanted], stack[wanted]
-        keys = frames.groupby(
-            ["function", "filename", "first_line"], observed=True, sort=False, dropna=False
-        ).ngroup()
-        function = keys.to_numpy()
-
-        innermost = np.append(stack[1:] != stack[:-1], True) if len(stack) else wanted[:0]
-        once = ~pd.DataFrame({"s": stack, "f": function}).duplicated().to_numpy()
-        count = int(function.max(initial=-1)) + 1
-
-        def total(of: pd.Series, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-            sums = np.zeros(count, np.int64)
-            np.add.at(sums, function[rows], of.reindex(stack[rows], fill_value=0).to_numpy())
-            return sums
-
-        named = frames.iloc[np.flatnonzero(~keys.duplicated().to_numpy())]
-        result = pd.DataFrame(
-            {
-                "function": named["function"].array,
-                "filename": named["filename"].array,
-                "line_number": named["first_line"].array,
-                "ncalls": pd.array([pd.NA] * count, dtype="Int64"),
-                "total_ns": total(weights, once),
-                "self_ns": total(weights, innermost),
-                "samples": total(hits, once),
-            }
-        )
-        return result.sort_values(
-            ["self_ns", "total_ns"], ascending=False, kind="stable", ignore_index=True
-        )
+        return sum_up(self.samples, self.frames, self.calls, self.counts)
 
     def to_traces(self) -> list[dict[str, Any]]:
         """List the samples as plain dictionaries.
@@ -177,7 +151,7 @@ class Recording:
         ]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a folder: ``samples``, ``stacks``, ``events`` as Parquet, and ``info.json``.
+        """Write a folder: its tables as Parquet, ``stacks`` for frames, and ``info.json``.
 
         Raises
         ------
@@ -239,17 +213,14 @@ class Recording:
         return mimebundle(self)
 
     def __repr__(self) -> str:
-        threads = self.samples["tid"].nunique()
+        threads = len(set(self.samples["tid"].unique()) | set(self.calls["tid"].unique()))
         wall = self.info.get("wall_ns")
         over = f" over {wall / 1e9:.3f} s" if isinstance(wall, int) else ""
+        calls = f"{len(self.calls)} calls and " if len(self.calls) else ""
         return (
-            f"<Recording: {len(self.samples)} samples of {threads} threads{over}, "
+            f"<Recording: {calls}{len(self.samples)} samples of {threads} threads{over}, "
             f"{self.info.get('lost', 0)} lost>"
         )
-
-    def _per_stack(self, column: str | None) -> pd.Series:
-        groups = self.samples.groupby("stack_id", sort=False)
-        return groups.size() if column is None else groups[column].sum()
 
 
 def load(path: str | os.PathLike[str]) -> Recording:

@@ -1,8 +1,8 @@
 """A recording as a folder of Parquet files and ``info.json``.
 
 Any tool that reads Parquet can read the tables: ``samples.parquet``, ``stacks.parquet``
-(one row per frame of a distinct stack, ``first_line`` included) and ``events.parquet``,
-whose ``args`` are JSON texts.
+(one row per frame of a distinct stack, ``first_line`` included), ``events.parquet``, whose
+``args`` are JSON texts, ``calls.parquet`` and ``counts.parquet``.  Version 1 had not these two.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
     from pathlib import Path
 
-VERSION = 1
+VERSION = 2
 _FILES = {"samples": "samples", "frames": "stacks", "events": "events"}
+_CALL_FILES = {"calls": "calls", "counts": "counts"}
 
 
 def save_folder(recording: Recording, path: str | os.PathLike[str]) -> None:
@@ -43,16 +44,19 @@ def save_folder(recording: Recording, path: str | os.PathLike[str]) -> None:
         "events": recording.events.assign(
             args=pd.Series([_text(x) for x in recording.events["args"]], dtype="str")
         ),
+        "calls": recording.calls,
+        "counts": recording.counts,
     }
+    files = _FILES | _CALL_FILES
     about = {
         "format": "pystack_nb",
         "version": VERSION,
-        "rows": {_FILES[x]: len(written[x]) for x in written},
+        "rows": {files[x]: len(written[x]) for x in written},
         "info": to_jsonable(recording.info),
     }
     with atomic_folder(path) as folder:
         for name, table in written.items():
-            table.to_parquet(folder / f"{_FILES[name]}.parquet", index=False)
+            table.to_parquet(folder / f"{files[name]}.parquet", index=False)
         (folder / "info.json").write_text(_text(about, indent=1) + "\n", encoding="ascii")
 
 
@@ -67,13 +71,14 @@ def load_folder(folder: Path) -> Recording:
     try:
         about = json.loads((folder / "info.json").read_bytes())
         check_format(about, VERSION)
-        read = {x: pd.read_parquet(folder / f"{_FILES[x]}.parquet") for x in _FILES}
+        files = _FILES if about["version"] == 1 else _FILES | _CALL_FILES
+        read = {x: pd.read_parquet(folder / f"{file}.parquet") for x, file in files.items()}
         for name, table in read.items():
-            if len(table) != about["rows"][_FILES[name]]:
-                raise ValueError(f"{_FILES[name]}.parquet is of another recording")  # noqa: TRY301
+            if len(table) != about["rows"][files[name]]:
+                raise ValueError(f"{files[name]}.parquet is of another recording")  # noqa: TRY301
         events = read["events"]
         events["args"] = pd.Series([json.loads(x) for x in events["args"]], dtype="object")
-        return Recording(read["samples"], read["frames"], events, about["info"])
+        return Recording(**read, info=about["info"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError, pa.ArrowException) as error:
         raise RecordingFormatError(
             f"{folder} holds no whole recording ({str(error) or type(error).__name__}); "

@@ -178,12 +178,12 @@ def empty(columns: Mapping[str, str]) -> pd.DataFrame:
 
 
 def check_format(about: Any, version: int) -> None:
-    """Raise ValueError unless a JSON value is that of a recording of this version."""
+    """Raise ValueError unless a JSON value is that of a recording up to this version."""
     if not isinstance(about, dict) or about.get("format") != "pystack_nb":
         raise ValueError("it does not say that it is a recording of pystack_nb")
-    if about.get("version") != version:
+    if about.get("version") not in range(1, version + 1):
         raise ValueError(
-            f"it has version {about.get('version')!r} and this pystack_nb reads {version}"
+            f"it has version {about.get('version')!r} and this pystack_nb reads up to {version}"
         )
     if not isinstance(about.get("info"), dict):
         raise ValueError("its info is missing")  # noqa: TRY004  (a bad file, not a bad argument)

@@ -23,7 +23,8 @@ _FORMATS = {
     ".perfetto-trace": "perfetto",
     "": "parquet",
 }
-_RECORDING_FILES = frozenset({"info.json", "samples.parquet", "stacks.parquet", "events.parquet"})
+_TABLES = ("samples", "stacks", "events", "calls", "counts")
+_RECORDING_FILES = frozenset({"info.json", *(f"{x}.parquet" for x in _TABLES)})
 
 
 def printable(text: str) -> str:
@@ -56,20 +57,22 @@ def export_format(path: str | os.PathLike[str]) -> str:
     Returns
     -------
     str
-        ``"json"``, ``"perfetto"``, or ``"parquet"`` for a path without a suffix, which
-        becomes a folder.
+        ``"json"``, ``"perfetto"``, or ``"parquet"`` for what becomes a folder: a path without a
+        suffix, with one that starts with a digit (``v3.12.1``), or with a ``/`` at its end.
 
     Raises
     ------
     ExportPathError
         For any other suffix.
     """
-    suffix = Path(path).suffix.lower()
+    text, suffix = os.fspath(path), Path(path).suffix.lower()
+    if text.endswith("/") or suffix[1:2].isdigit():
+        return "parquet"
     if suffix not in _FORMATS:
         known = ", ".join(x for x in _FORMATS if x)
         raise ExportPathError(
-            f"{os.fspath(path)}: no format has the suffix {suffix!r}; "
-            f"end the path in {known}, or in no suffix for a folder of Parquet files"
+            f"{text}: no format has the suffix {suffix!r}; "
+            f"end the path in {known}, or for a folder of Parquet files in no suffix or in /"
         )
     return _FORMATS[suffix]
 

@@ -48,7 +48,7 @@ def refuse(constant):
 
 def test_the_json_is_strict_versioned_and_says_what_the_tables_say(recording):
     document = json.loads(convert_to_json(recording), parse_constant=refuse)
-    assert (document["format"], document["version"]) == ("pystack_nb", 1)
+    assert (document["format"], document["version"]) == ("pystack_nb", 2)
     strings = document["strings"]
     samples = document["samples"]
     assert samples["ts_ns"] == [10, 20, 30]
@@ -59,26 +59,38 @@ def test_the_json_is_strict_versioned_and_says_what_the_tables_say(recording):
 
 def test_each_table_has_the_columns_of_the_contract_all_of_one_length(recording):
     document = json.loads(convert_to_json(recording))
-    for name in ("samples", "frames", "events"):
+    for name in ("samples", "frames", "events", "calls", "counts"):
         assert list(document[name]) == list(getattr(tables, name.upper()))
         assert {len(x) for x in document[name].values()} == {len(getattr(recording, name))}
 
 
 def test_the_documentation_names_the_version_and_every_column():
     text = DOCUMENTATION.read_text()
-    assert "version 1" in text.lower()
-    for name in ("SAMPLES", "FRAMES", "EVENTS"):
+    assert "version 2" in text.lower()
+    for name in ("SAMPLES", "FRAMES", "EVENTS", "CALLS", "COUNTS"):
         assert all(f"`{x}`" in text for x in getattr(tables, name)), name
     example = re.search(r"```json\n(.*?)```", text, re.DOTALL)[1]
-    assert json.loads(example)["version"] == 1
+    assert json.loads(example)["version"] == 2
 
 
 def test_the_documentation_s_example_can_be_loaded(tmp_path):
     example = re.search(r"```json\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL)[1]
     (tmp_path / "example.json").write_text(example)
     rec = load(tmp_path / "example.json")
-    assert len(rec.samples) == 2
-    assert rec.functions()["function"].tolist() == ["work", "<module>"]
+    assert (len(rec.samples), len(rec.calls), len(rec.counts)) == (2, 2, 1)
+    functions = rec.functions().set_index("function")
+    assert functions["ncalls"].to_dict() == {"<module>": 1, "work": 1, "leaf": 3000}
+    assert functions["samples"].to_dict() == {"<module>": 2, "work": 2, "leaf": 0}
+
+
+def test_a_document_of_version_1_is_one_without_calls(recording, tmp_path):
+    document = json.loads(convert_to_json(recording))
+    document["version"] = 1
+    del document["calls"], document["counts"]
+    (tmp_path / "x.json").write_text(json.dumps(document))
+    rec = load(tmp_path / "x.json")
+    assert rec.to_traces() == recording.to_traces()
+    assert rec.calls.empty
 
 
 @given(st.text(), st.text())
@@ -114,7 +126,7 @@ def edited(document, path, value):
     ("path", "value"),
     [
         (["format"], "something else"),
-        (["version"], 2),
+        (["version"], 3),
         (["version"], None),
         (["info"], []),
         (["strings"], [1]),
@@ -131,6 +143,9 @@ def edited(document, path, value):
         (["samples", "function"], [0, 1, 10**6]),
         (["samples", "function"], [0, 1, -2]),
         (["events", "args"], [{}]),
+        (["calls"], None),
+        (["calls", "complete"], [1]),
+        (["counts", "ncalls"], None),
     ],
 )
 def test_json_that_is_no_whole_recording_is_an_error_with_what_to_do(

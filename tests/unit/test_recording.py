@@ -258,7 +258,8 @@ def test_an_unknown_suffix_writes_nothing(recording, tmp_path):
 def test_the_saved_folder_is_read_by_any_reader_of_parquet(recording, tmp_path):
     recording.save(tmp_path / "saved")
     names = sorted(x.name for x in (tmp_path / "saved").iterdir())
-    assert names == ["events.parquet", "info.json", "samples.parquet", "stacks.parquet"]
+    tables_of = [f"{x}.parquet" for x in ("calls", "counts", "events", "samples", "stacks")]
+    assert names == sorted([*tables_of, "info.json"])
     stacks = pd.read_parquet(tmp_path / "saved" / "stacks.parquet")
     assert stacks["function"].tolist() == recording.frames["function"].tolist()
     events = pd.read_parquet(tmp_path / "saved" / "events.parquet")

@@ -1,0 +1,101 @@
+"""What a recording says about its calls: counters into ``Recording.info``, and into words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pystack_nb.calls import Calls
+
+
+def tell_calls(info: dict[str, Any], calls: Calls, *, present: bool) -> None:
+    """Add to ``info`` what is known of the calls.
+
+    Parameters
+    ----------
+    info : dict
+        Of the recording: gets ``calls``, ``demoted``, ``calls_stopped`` and, if there are
+        any records of calls, their causes, their clock and notes.
+    calls : Calls
+        What was decoded.
+    present : bool
+        Whether there are any records of calls.
+    """
+    info["calls"] = len(calls.table)
+    info["demoted"] = calls.demoted
+    info["calls_stopped"] = _stopped(calls)
+    if not present:
+        return
+    info["clock"] |= {
+        "source": calls.clock.source,
+        "hz": calls.clock.hz,
+        "error_ns": calls.clock.error_ns,
+    }
+    # The same batches, seen from both ends: missing between others, and not copied.
+    lost = max(calls.lost_batches, info["counters"]["calls_lost"])
+    info["lost_by_cause"]["calls-lost"] = lost
+    info["lost"] += lost
+    incomplete = _incomplete(calls)
+    info["incomplete_by_cause"] |= incomplete
+    info["incomplete"] += sum(incomplete.values())
+    info["call_counters"] = calls.counters
+    info["notes"] += _notes(calls, lost)
+
+
+def _stopped(calls: Calls) -> str | None:
+    if calls.counters["max_events"]:
+        return "max-events"
+    return "budget" if calls.counters["stopped"] else None
+
+
+def _incomplete(calls: Calls) -> dict[str, int]:
+    counters, found = calls.counters, calls.found
+    return {
+        "calls-unpaired": found["unpaired"],
+        "calls-not-named": calls.not_named,
+        "calls-not-continued": found["left_out"],
+        "calls-without-id": counters["no_id"],
+        "threads-without-buffer": counters["no_batch"],
+        "deep-recursion": max(counters["deep"], found["gaps"]),
+        "sub-interpreters": counters["interpreters"],
+        "forked-children": counters["forks"],
+    }
+
+
+def _notes(calls: Calls, lost: int) -> Iterator[str]:
+    counters, found = calls.counters, calls.found
+    gaps = max(counters["deep"], found["gaps"])
+    counted = sum(x["counted"] for x in calls.demoted)
+    facts = {
+        f"{_many(lost, 'batch', 'batches')} of calls did not arrive: calls are missing": lost,
+        f"the beginning of {_many(found['unpaired'], 'call')} was not recorded": found["unpaired"],
+        f"{_many(found['left_out'], 'call')} went on after a switch of stacks without being "
+        "shown: there were too many switches": found["left_out"],
+        f"recursion came near the end of the C stack {_many(gaps, 'time')}: for "
+        f"{found['gap_ns'] / 1e9:.3f} s, calls in it were not recorded": gaps,
+        f"{_many(counters['no_batch'], 'thread')} too many: their calls were not "
+        "recorded": counters["no_batch"],
+        f"{_many(counters['no_id'], 'call')} of code objects that got no id: not "
+        "recorded": counters["no_id"],
+        f"{_many(counters['interpreters'], 'sub-interpreter')}: calls there were not "
+        "recorded": counters["interpreters"],
+        f"{_many(counters['forks'], 'forked child', 'forked children')}: calls there were not "
+        "recorded": counters["forks"],
+        "the bound on events was reached: later calls were not recorded": counters["max_events"],
+        "exact recording would have cost more than its budget: later calls were not "
+        "recorded": counters["stopped"],
+        f"{_many(counters['gave_up'], 'batch', 'batches')} of calls did not wait for the "
+        "collector, which did not follow": counters["gave_up"],
+        f"{_many(len(calls.demoted), 'function')} would have cost more than the budget: "
+        f"{_many(counted, 'call')} counted only": len(calls.demoted),
+        "the processor's counter could not be measured: durations are in its "
+        "ticks": not calls.clock.is_sound,
+    }
+    return (note for note, number in facts.items() if number)
+
+
+def _many(number: int, one: str, several: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else several or one + 's'}"

@@ -1,0 +1,126 @@
+"""Samples and calls per function: what `Recording.functions` gives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from pystack_nb import tables
+
+
+if TYPE_CHECKING:
+    from pystack_nb.ragged import Ints
+
+_KEY = ["function", "filename", "line_number"]
+_SUMS = ["ncalls", "counted", "samples", "total_ns", "self_ns", "sampled_ns", "sampled_self_ns"]
+
+
+def sum_up(
+    samples: pd.DataFrame, frames: pd.DataFrame, calls: pd.DataFrame, counts: pd.DataFrame
+) -> pd.DataFrame:
+    """Sum the tables of a recording per function.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As `Recording.functions` tells.
+    """
+    exact = pd.concat([_of_calls(calls), _of_counts(counts)], ignore_index=True)
+    parts = pd.concat([_of_samples(samples, frames), exact], ignore_index=True)
+    called = np.repeat([0, 1], [len(parts) - len(exact), len(exact)])
+    groups = parts.assign(called=called).groupby(_KEY, sort=False, dropna=False)
+    table = groups[[*_SUMS, "called"]].sum().reset_index()
+    called = table["called"].to_numpy() > 0
+    result = pd.DataFrame(
+        {
+            **{x: _categorical(table[x]) for x in ("function", "filename")},
+            "line_number": table["line_number"].to_numpy(np.int32),
+            "ncalls": table["ncalls"].astype("Int64").where(called),
+            "total_ns": np.where(called, table["total_ns"], table["sampled_ns"]),
+            "self_ns": np.where(called, table["self_ns"], table["sampled_self_ns"]),
+            "samples": table["samples"].to_numpy(np.int64),
+            "counted": table["counted"].astype("Int64").where(called),
+        }
+    )
+    return result.sort_values(
+        ["self_ns", "total_ns"], ascending=False, kind="stable", ignore_index=True
+    )
+
+
+def _of_samples(samples: pd.DataFrame, frames: pd.DataFrame) -> pd.DataFrame:
+    groups = samples.groupby("stack_id", sort=False)
+    weights, hits = groups["weight_ns"].sum(), groups.size()
+    python = (frames["kind"] == "python").to_numpy()
+    stack = frames["stack_id"].to_numpy()
+    wanted = python | ~np.isin(stack, stack[python])
+    frames, stack = frames[wanted], stack[wanted]
+    keys = frames.groupby(
+        ["function", "filename", "first_line"], observed=True, sort=False, dropna=False
+    ).ngroup()
+    function = keys.to_numpy()
+
+    innermost = np.append(stack[1:] != stack[:-1], True) if len(stack) else wanted[:0]
+    once = ~pd.DataFrame({"s": stack, "f": function}).duplicated().to_numpy()
+    count = int(function.max(initial=-1)) + 1
+
+    def total(of: pd.Series, rows: np.ndarray[Any, Any]) -> Ints:
+        sums = np.zeros(count, np.int64)
+        np.add.at(sums, function[rows], of.reindex(stack[rows], fill_value=0).to_numpy())
+        return sums
+
+    named = frames.iloc[np.flatnonzero(~keys.duplicated().to_numpy())]
+    return _part(
+        named.rename(columns={"line_number": "line", "first_line": "line_number"}),
+        sampled_ns=total(weights, once),
+        sampled_self_ns=total(weights, innermost),
+        samples=total(hits, once),
+    )
+
+
+def _of_calls(calls: pd.DataFrame) -> pd.DataFrame:
+    from pystack_nb.pairing import sum_up  # noqa: PLC0415  (compiled: only when there are calls)
+
+    function, filename = calls["function"].cat, calls["filename"].cat
+    pairs = (function.codes.to_numpy(np.int64) + 1) * (len(filename.categories) + 1)
+    pairs += filename.codes.to_numpy() + 1
+    distinct = pd.factorize(pairs)[0].astype(np.int64) << 32
+    key = pd.factorize(distinct + calls["line_number"].to_numpy())[0].astype(np.int64)
+    count = int(key.max(initial=-1)) + 1
+    first = np.zeros(count, np.int64)
+    first[key[::-1]] = np.arange(len(key) - 1, -1, -1)
+
+    sums = sum_up(
+        _by_thread(calls),
+        key,
+        count,
+        parent=calls["parent"].to_numpy(),
+        dur_ns=calls["dur_ns"].to_numpy(),
+        self_ns=calls["self_ns"].to_numpy(),
+        counted=(calls["kind"] != tables.CONTINUED).to_numpy(),
+    )
+    return _part(calls.iloc[first], **sums._asdict())
+
+
+def _of_counts(counts: pd.DataFrame) -> pd.DataFrame:
+    ncalls, total_ns = (counts[x].to_numpy() for x in ("ncalls", "total_ns"))
+    return _part(counts, ncalls=ncalls, counted=ncalls, total_ns=total_ns)
+
+
+def _part(named: pd.DataFrame, **sums: Ints) -> pd.DataFrame:
+    part = named[_KEY].astype({"function": "object", "filename": "object"})
+    zeros = dict.fromkeys(_SUMS, np.zeros(len(named), np.int64))
+    return part.assign(**(zeros | sums))
+
+
+def _by_thread(calls: pd.DataFrame) -> Ints:
+    tid = calls["tid"].to_numpy()
+    if not len(tid) or (tid == tid[0]).all():
+        return np.arange(len(tid))
+    return np.argsort(tid, kind="stable")
+
+
+def _categorical(texts: pd.Series) -> pd.Categorical:
+    codes, names = pd.factorize(texts)
+    return tables.categorical(codes, names)
