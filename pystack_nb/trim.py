@@ -16,22 +16,25 @@ looked at once for each distinct stack:
 * a stack without Python, such as that of a native thread pool, stays as it is, unless its
   thread is one of the machinery's.
 
-How many samples were dropped stands in ``info["trimmed"]``.
+How many samples were dropped stands in ``info["trimmed"]``.  Calls are left to
+`pystack_nb.trim_calls`, and counted in ``info["trimmed_calls"]``.  Calls that were only counted
+stay, since nobody knows who made them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from pystack_nb.machinery import Machinery, of_file, renamed
 from pystack_nb.recording import Recording
+from pystack_nb.trim_calls import trim_calls
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
@@ -39,26 +42,7 @@ if TYPE_CHECKING:
     Bools = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Machinery:
-    """Files and folders (these end in ``/``) of what runs a cell.
-
-    Attributes
-    ----------
-    carriers : tuple of str
-        What calls code that is not its own: event loops, the start of a thread.
-    others : tuple of str
-        The rest: what these call is part of the machinery, too.
-    inside : tuple of str
-        What stands between the cell's code and what it has called, such as another magic.
-    threads : tuple of str
-        How the names of its threads that run no Python begin.
-    """
-
-    carriers: tuple[str, ...]
-    others: tuple[str, ...]
-    inside: tuple[str, ...]
-    threads: tuple[str, ...]
+__all__ = ["Machinery", "trim"]
 
 
 def trim(
@@ -103,6 +87,8 @@ def trim(
     new_ids = pd.Series(numbers, old_ids)
     samples = samples.assign(stack_id=new_ids.reindex(samples["stack_id"], fill_value=-1).array)
     trimmed = len(recording.samples) - len(samples)
+    calls, counts = trim_calls(recording.calls, machinery, cell), recording.counts
+    trimmed_calls = len(recording.calls) - len(calls)
     info = {
         **recording.info,
         "start_ns": start_ns,
@@ -110,12 +96,20 @@ def trim(
         "wall_ns": end_ns - start_ns,
         "samples": len(samples),
         "trimmed": int(recording.info.get("trimmed", 0)) + trimmed,
+        "calls": len(calls),
+        "trimmed_calls": int(recording.info.get("trimmed_calls", 0)) + trimmed_calls,
         "cell": dict(cell),
     }
     if names:
-        frames, samples = _renamed(frames, names), _renamed(samples, names)
+        frames, samples, calls, counts = (
+            renamed(table, names) for table in (frames, samples, calls, counts)
+        )
+        info["demoted"] = [
+            x | {"filename": names.get(x["filename"], x["filename"])}
+            for x in info.get("demoted") or ()
+        ]
         info["cell_files"] = dict(names)
-    return Recording(samples, frames, _marked(recording.events, cell), info)
+    return Recording(samples, frames, _marked(recording.events, cell), info, calls, counts)
 
 
 def _cuts(
@@ -131,9 +125,9 @@ def _cuts(
         np.minimum.at(result, stack[where], position[where])
         return result
 
-    in_cell = first_position(python & _of_file(frames, lambda name: name == cell_filename))
-    carrier = _of_file(frames, lambda name: name.startswith(machinery.carriers))
-    other = _of_file(frames, lambda name: name.startswith(machinery.others))
+    in_cell = first_position(python & of_file(frames, lambda name: name == cell_filename))
+    carrier = of_file(frames, lambda name: name.startswith(machinery.carriers))
+    other = of_file(frames, lambda name: name.startswith(machinery.others))
     own = first_position(python & ~carrier & ~other)
     has_python = first_position(python) != beyond
 
@@ -152,16 +146,9 @@ def _passed_through(frames: pd.DataFrame, machinery: Machinery) -> Bools:
     python = (frames["kind"] == "python").to_numpy()
     stack = frames["stack_id"].to_numpy()
     calls_python = np.append((stack[1:] == stack[:-1]) & python[1:], False)[: len(stack)]
-    inside = _of_file(frames, lambda name: name.startswith(machinery.inside))
+    inside = of_file(frames, lambda name: name.startswith(machinery.inside))
     passed: Bools = python & inside & calls_python
     return passed
-
-
-def _of_file(frames: pd.DataFrame, belongs: Callable[[str], bool]) -> Bools:
-    """Ask a question about each distinct file name, and spread the answers to the frames."""
-    names = frames["filename"].cat
-    answers = np.array([belongs(str(name)) for name in names.categories] + [False], dtype=bool)
-    return answers[names.codes.to_numpy()]
 
 
 def _position(stack: Ints) -> Ints:
@@ -218,11 +205,6 @@ def _without_machinery(
     out |= ~python & tids.isin(tids[out]) & ~tids.isin(tids[python & ~out])
     out |= ~python & samples["comm"].astype(str).str.startswith(machinery.threads)
     return samples[~out]
-
-
-def _renamed(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
-    # On a categorical, the function is called once a category.
-    return table.assign(filename=table["filename"].map(lambda name: names.get(name, name)))
 
 
 def _marked(events: pd.DataFrame, cell: Mapping[str, Any]) -> pd.DataFrame:

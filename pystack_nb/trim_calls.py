@@ -1,0 +1,207 @@
+"""The calls of a cell's recording, without those of the machinery: see `pystack_nb.trim`.
+
+Every call is judged by the calls that it was made from, outermost first: its chain.  The rules
+are those for samples.
+
+* A chain with a call of the cell's own code is the cell's.
+* Any other chain is kept from its outermost call that is not the machinery's, unless what
+  called that one runs no other people's code.  A chain has no more of a caller than what
+  began after the probes were on.  On the cell's thread that is the machinery, but while the
+  cell runs, when a chain without a caller is another stack of the cell's, such as a
+  greenlet.  On other threads, it is what most of such chains of the thread begin with.
+* A call of the machinery that kept calls go through (`Machinery.inside`) makes way for them:
+  they go to the call that it was made from, and so does its own time.
+
+A call that began in the cell and ended behind it, such as one of a thread that goes on, is
+cut there: it is not complete.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from pystack_nb import tables
+from pystack_nb.machinery import of_file
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from pystack_nb.machinery import Machinery
+
+    Ints = NDArray[Any]  # of integers
+    Bools = NDArray[np.bool_]
+
+# What is known of a chain.
+_CELL = 1  # it has a call of the cell's
+_OWN = 2  # it has one that is nobody's machinery ...
+_USERS = 4  # ... and the outermost of these was called by the user
+
+
+def trim_calls(calls: pd.DataFrame, machinery: Machinery, cell: Mapping[str, Any]) -> pd.DataFrame:
+    """Keep the calls of the cell, of its tasks and of its threads.
+
+    Parameters
+    ----------
+    calls : pandas.DataFrame
+        `Recording.calls`.
+    machinery : Machinery
+        What to cut.
+    cell : mapping
+        As for `pystack_nb.trim.trim`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        With ``depth``, ``parent`` and ``self_ns`` as they are among what is left.
+    """
+    if not len(calls):
+        return calls
+    parent = calls["parent"].to_numpy()
+    ts_ns = calls["ts_ns"].to_numpy()
+    start_ns, end_ns = int(cell["start_ns"]), int(cell["end_ns"])
+    levels = _Levels(calls["depth"].to_numpy())
+
+    known = _chains(calls, parent, levels, machinery, cell)
+    kept = ((known & (_CELL | _USERS)) != 0) & (ts_ns >= start_ns) & (ts_ns <= end_ns)
+    rows = np.flatnonzero(kept)
+    into_python = rows[(parent[rows] >= 0) & _is_python(calls)[rows]]
+    passed = np.zeros(len(calls), dtype=bool)
+    passed[parent[into_python]] = True
+    passed &= kept & of_file(calls, lambda name: name.startswith(machinery.inside))
+    kept &= ~passed
+
+    caller, depth = _callers(parent, kept, kept | passed, levels)
+    dur_ns, self_ns, cut = _cut(calls, parent, end_ns)
+    through = np.flatnonzero(passed)
+    through = through[caller[through] >= 0]
+    np.add.at(self_ns, caller[through], self_ns[through])
+
+    rows = np.flatnonzero(kept)
+    place = np.full(len(calls) + 1, -1, dtype=np.int64)  # the last place is no caller's
+    place[rows] = np.arange(len(rows))
+    changed = {
+        "dur_ns": dur_ns[rows],
+        "self_ns": self_ns[rows],
+        "depth": depth[rows],
+        "parent": place[caller[rows]],
+        "complete": calls["complete"].to_numpy()[rows] & ~cut[rows],
+    }
+    columns = {
+        name: changed[name] if name in changed else calls[name].array.take(rows)
+        for name in tables.CALLS
+    }
+    return pd.DataFrame(columns, copy=False)
+
+
+class _Levels:
+    """The rows of each depth, from the outermost on: callers come before those they call."""
+
+    def __init__(self, depth: Ints) -> None:
+        # NumPy sorts 16 bits by counting, and wider ones by comparing.
+        narrow = depth.astype(np.int16) if depth.max(initial=0) < 2**15 else depth
+        self._order = np.argsort(narrow, kind="stable")
+        self._sizes = np.bincount(depth).tolist()
+
+    def __iter__(self) -> Iterator[Ints]:
+        start = 0
+        for size in self._sizes:
+            yield self._order[start : start + size]
+            start += size
+
+
+def _chains(
+    calls: pd.DataFrame,
+    parent: Ints,
+    levels: _Levels,
+    machinery: Machinery,
+    cell: Mapping[str, Any],
+) -> Ints:
+    in_cell = of_file(calls, lambda name: name == cell["filename"])
+    other = of_file(
+        calls,
+        lambda name: name.startswith(machinery.others) and not name.startswith(machinery.carriers),
+    )
+    own = _is_python(calls) & of_file(
+        calls, lambda name: not name.startswith((*machinery.others, *machinery.carriers))
+    )
+    users = ~other[parent]
+    roots = np.flatnonzero(parent < 0)
+    begin, end = _extent(calls, in_cell, cell)
+    users[roots] = _users_roots(
+        calls["tid"].to_numpy()[roots], own[roots].astype(np.int8) - other[roots]
+    )
+    mine = roots[_on_cells_thread(calls, cell)[roots]]
+    users[mine] = calls["ts_ns"].between(begin, end).to_numpy()[mine]
+    seed = _CELL * in_cell.astype(np.uint8)
+    seed[own] |= _OWN
+    seed[own & users] |= _USERS
+
+    # What a chain may still learn, by what it knows: only the outermost own call decides.
+    open_to = np.array([0xFF, 0xFF] + 2 * [0xFF ^ _USERS], dtype=np.uint8)
+    known = np.zeros(len(calls) + 1, dtype=np.uint8)  # the last place is no caller's
+    for rows in levels:
+        above = known[parent[rows]]
+        known[rows] = above | (seed[rows] & open_to[above & (_CELL | _OWN)])
+    return known[:-1]
+
+
+def _users_roots(tid: Ints, side: Ints) -> Bools:
+    """Tell of calls without a caller in the table whether the user's code made them.
+
+    A `side` is 1 for the user's functions, -1 for the machinery's and 0 for those between.
+    """
+    thread = pd.factorize(tid)[0]
+    users: Bools = (np.bincount(thread, weights=side) >= 0)[thread]
+    return users
+
+
+def _extent(calls: pd.DataFrame, in_cell: Bools, cell: Mapping[str, Any]) -> tuple[int, int]:
+    """Tell from when to when the cell's own code ran, as far as its calls were recorded."""
+    rows = np.flatnonzero(in_cell & _on_cells_thread(calls, cell))
+    if not len(rows):
+        return int(cell["start_ns"]), int(cell["end_ns"])
+    ts_ns, dur_ns = (calls[x].to_numpy()[rows] for x in ("ts_ns", "dur_ns"))
+    return int(ts_ns.min()), int((ts_ns + dur_ns).max())
+
+
+def _on_cells_thread(calls: pd.DataFrame, cell: Mapping[str, Any]) -> Bools:
+    on_it: Bools = (calls["tid"] == cell["tid"]).to_numpy()
+    return on_it
+
+
+def _callers(parent: Ints, kept: Bools, walked: Bools, levels: _Levels) -> tuple[Ints, Ints]:
+    """Find the nearest call that is kept above each one, and how many there are above it."""
+    caller = np.full(len(parent) + 1, -1, dtype=np.int64)  # the last place is no caller's
+    depth = np.full(len(parent) + 1, -1, dtype=np.int32)
+    stays = np.append(kept, False)
+    for level in levels:
+        rows = level[walked[level]]
+        above = parent[rows]
+        above = np.where(stays[above], above, caller[above])
+        caller[rows] = above
+        depth[rows] = depth[above] + 1
+    return caller[:-1], depth[:-1]
+
+
+def _cut(calls: pd.DataFrame, parent: Ints, end_ns: int) -> tuple[Ints, Ints, Bools]:
+    """End the calls where the cell ends; self time behind it goes, too."""
+    ts_ns, dur_ns = calls["ts_ns"].to_numpy(), calls["dur_ns"].to_numpy().copy()
+    self_ns = calls["self_ns"].to_numpy().copy()
+    cut = ts_ns + dur_ns > end_ns
+    rows = np.flatnonzero(cut)
+    behind = ts_ns[rows] + dur_ns[rows] - np.maximum(ts_ns[rows], end_ns)
+    dur_ns[rows] -= behind
+    self_ns[rows] -= behind
+    called = parent[rows] >= 0
+    np.add.at(self_ns, parent[rows][called], behind[called])
+    return dur_ns, self_ns, cut
+
+
+def _is_python(calls: pd.DataFrame) -> Bools:
+    return (calls["kind"] != tables.C_CALL).to_numpy()
