@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from pystack_nb.conversion import refuse_trace
 from pystack_nb.errors import PystackError
 from pystack_nb.rate import DEFAULT_HZ, parse_rate
 
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - its only name
+
+_FORMATS = (
+    ".json, .pftrace (Perfetto), or no suffix for a folder of Parquet files, whose name may also "
+    "end as in v3.12.1, or in /"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +59,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         prog="pystack-nb",
         description="Record Python programs under eBPF probes, and look at recordings.",
     )
+    parser.add_argument("--version", action=_Version, help="say the version and end")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_record(commands)
     _add_convert(commands)
@@ -63,12 +71,33 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if "--" in arguments:
         end = arguments.index("--")
         arguments, command = arguments[:end], arguments[end + 1 :]
-    options = parser.parse_args(arguments)
+    options, strays = parser.parse_known_args(arguments)
     if command is not None and options.run is not _record:
         parser.error("only record takes a program behind --")
+    if strays:
+        parser.error(f"unrecognized arguments: {shlex.join(strays)}{_hint(options, command)}")
     if options.run is _record:
         _check_record(parser, options, command)
     return options
+
+
+class _Version(argparse.Action):
+    """Look the version up only when it is asked for, which takes a while."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from pystack_nb import __version__  # noqa: PLC0415 - as above
+
+        print(f"pystack-nb {__version__}")
+        parser.exit()
+
+
+def _hint(options: argparse.Namespace, command: list[str] | None) -> str:
+    if options.run is _record and command is None and options.pid is None:
+        return "; a program stands behind --, as in `pystack-nb record -- python program.py`"
+    return ""
 
 
 def _add_record(commands: Commands) -> None:
@@ -87,14 +116,13 @@ def _add_record(commands: Commands) -> None:
         type=parse_rate,
         default=DEFAULT_HZ,
         metavar="N",
-        help=f"samples a second on each processor (default: {DEFAULT_HZ})",
+        help=f"samples per second of a thread's CPU time (default: {DEFAULT_HZ})",
     )
     parser.add_argument(
         "-o",
         dest="output",
         metavar="PATH",
-        help="write the recording: .json, .pftrace (Perfetto), or no suffix for a folder of "
-        "Parquet files",
+        help=f"write the recording: {_FORMATS}",
     )
     parser.add_argument("-p", dest="pid", type=int, metavar="PID", help="record this process")
     parser.add_argument(
@@ -126,8 +154,8 @@ def _add_convert(commands: Commands) -> None:
     parser = commands.add_parser(
         "convert",
         help="write a recording in another format",
-        description="IN is a folder or a .json file; the suffix of OUT says the format: .json, "
-        ".pftrace, or none for a folder of Parquet files.",
+        description="IN is a folder of Parquet files or a .json file (a Perfetto trace can't be "
+        f"read back). The suffix of OUT says the format: {_FORMATS}.",
     )
     parser.add_argument("source", metavar="IN")
     parser.add_argument("target", metavar="OUT")
@@ -138,6 +166,7 @@ def _convert(options: argparse.Namespace) -> int:
     from pystack_nb.recording import load  # noqa: PLC0415 - pandas: --help must not wait for it
     from pystack_nb.util import check_export_path  # noqa: PLC0415
 
+    refuse_trace(options.source)
     check_export_path(options.target)
     load(options.source).export(options.target)
     return 0
@@ -153,6 +182,7 @@ def _report(options: argparse.Namespace) -> int:
     from pystack_nb.recording import load  # noqa: PLC0415 - pandas: --help must not wait for it
     from pystack_nb.views.text import summary  # noqa: PLC0415
 
+    refuse_trace(options.source)
     print(summary(load(options.source)))
     return 0
 
@@ -180,7 +210,11 @@ def _add_collector(commands: Commands) -> None:
     verbs.add_parser("run", help="run the installed service in the foreground")
     verbs.add_parser("install", help="install it, for root alone to change")
     verbs.add_parser("uninstall", help="remove it")
-    verbs.add_parser("status", help="say whether it is installed and answers")
+    verbs.add_parser(
+        "status",
+        help="say whether it is installed and answers",
+        description="The exit status is 1 if no service answers.",
+    )
     parser.set_defaults(run=_collector)
 
 
@@ -189,10 +223,14 @@ def _collector(options: argparse.Namespace) -> int:
 
     if options.verb == "run":
         return install.run()
-    act = {"install": install.install, "uninstall": install.uninstall, "status": install.status}
-    for line in act[options.verb]():
+    if options.verb == "status":
+        lines, answers = install.status()
+    else:
+        act = {"install": install.install, "uninstall": install.uninstall}
+        lines, answers = act[options.verb](), True
+    for line in lines:
         print(line)
-    return 0
+    return 0 if answers else 1
 
 
 if __name__ == "__main__":

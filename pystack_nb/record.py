@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shlex
 import shutil
 import signal
 import sys
@@ -27,6 +28,8 @@ from pystack_nb.views.text import summary
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Self
+
+    from pystack_nb.recording import Recording
 # dash takes no variable and no second digit for the descriptor to close.
 _GATE = 'read -r _ <&{fd} || exit 1; exec {fd}<&-; exec "$@"'
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -82,7 +85,7 @@ def record_process(request: Request, pid: int, seconds: float | None) -> int:
         try:
             watch.wait(pidfd, None if seconds is None else time.monotonic() + seconds)
         finally:
-            _keep(profiler, request)
+            _keep(profiler, request, seconds)
     return 0
 
 
@@ -102,6 +105,7 @@ def record_program(request: Request, command: Sequence[str]) -> int:
     -------
     int
         The program's exit status; 128 and the signal's number if one ended it, as in a shell.
+        That no Python was recorded does not change it, and is said.
 
     Raises
     ------
@@ -109,10 +113,7 @@ def record_program(request: Request, command: Sequence[str]) -> int:
         When the program can't be recorded, and then was not run, or the recording can't be
         written.
     """
-    if shutil.which(command[0]) is None:
-        raise NoSuchProcessError(
-            f"there is no program {command[0]!r}: give one that is in PATH, or its path."
-        )
+    _check_program(command)
     _check_output(request)
     profiler = PyStackProfiler(mode=request.mode, hz=request.hz)
     with _Watch() as watch, _gated(command) as (pid, gate):
@@ -124,7 +125,8 @@ def record_program(request: Request, command: Sequence[str]) -> int:
             # Not reaped before the recording is complete: its pid must not be another's till then.
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         finally:
-            _keep(profiler, request)
+            _keep(profiler, request, None)
+        _tell_without_python(profiler.recording, command[0])
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return status if status >= 0 else 128 - status
 
@@ -242,22 +244,56 @@ def _is_foreground() -> bool:
         return False
 
 
+def _check_program(command: Sequence[str]) -> None:
+    name = command[0]
+    if shutil.which(name) is not None:
+        return
+    if os.path.isfile(name):  # noqa: PTH113 - a name, which a shell would look for in PATH
+        raise NoSuchProcessError(
+            f"{name} can't be executed: if it is a Python program, record "
+            f"`{shlex.join(['python', *command])}`; else make it executable with "
+            f"`{shlex.join(['chmod', '+x', name])}`, and give its path."
+        )
+    raise NoSuchProcessError(
+        f"there is no program {name!r}: give one that is in PATH, or its path."
+    )
+
+
 def _check_output(request: Request) -> None:
     if request.output is not None:
         check_export_path(request.output)
 
 
-def _keep(profiler: PyStackProfiler, request: Request) -> None:
+def _keep(profiler: PyStackProfiler, request: Request, seconds: float | None) -> None:
     """Stop, write and tell; what was recorded before something ended it is kept too."""
     try:
         profiler.stop_profiling()
     except TargetExitedError:
-        _write(profiler, request)  # that a process is recorded to its end is no error here
+        if profiler.recording is not None:
+            _tell_end(profiler.recording, seconds)
+        _write(profiler, request)
     except PystackError:
         _write(profiler, request)
         raise
     else:
         _write(profiler, request)
+
+
+def _tell_end(recording: Recording, seconds: float | None) -> None:
+    """Take the end of the process for what it is: no error, but maybe early."""
+    recording.info["error"] = None
+    if seconds is not None:
+        recording.info["notes"].append(f"the process ended before {seconds:g} s were over")
+
+
+def _tell_without_python(recording: Recording | None, program: str) -> None:
+    if recording is None or recording.info["versions"].get("target_python"):
+        return
+    _say(
+        f"pystack-nb: no Python was recorded: {program} itself ran none of CPython 3.11, 3.12 and "
+        "3.13, or not long enough to be found; processes that it starts are not recorded. If one "
+        "of them is the Python program, record that one."
+    )
 
 
 def _write(profiler: PyStackProfiler, request: Request) -> None:

@@ -67,7 +67,11 @@ def install(prefix: Path = PREFIX) -> list[str]:
     _systemctl("daemon-reload")
     _systemctl("enable", UNIT.name)
     _systemctl("restart", UNIT.name)
-    return [*lines, f"started as {UNIT.name}", f"use it with {SOCKET_VARIABLE}={SERVICE_SOCKET}"]
+    found = (
+        f"every user's notebooks find it on {SERVICE_SOCKET}; who is root or may `sudo` without a "
+        f"password starts a collector of his own, unless {SOCKET_VARIABLE} names this one"
+    )
+    return [*lines, f"started as {UNIT.name}", found]
 
 
 def uninstall(prefix: Path = PREFIX) -> list[str]:
@@ -90,16 +94,17 @@ def uninstall(prefix: Path = PREFIX) -> list[str]:
     return lines or ["there was nothing to remove"]
 
 
-def status(prefix: Path = PREFIX, socket_path: Path = SERVICE_SOCKET) -> list[str]:
-    """Return lines that say whether the service is installed and answers."""
+def status(prefix: Path = PREFIX, socket_path: Path = SERVICE_SOCKET) -> tuple[list[str], bool]:
+    """Return lines that say whether the service is installed and answers, and whether it does."""
     there = (prefix / "collector" / "__main__.py").exists()
     lines = [f"installed in {prefix}" if there else "not installed"]
-    path = Path(os.environ.get(SOCKET_VARIABLE, socket_path))
+    # An empty variable is none, for the client too.
+    path = Path(os.environ.get(SOCKET_VARIABLE) or socket_path)
     try:
         versions = try_service(path)
     except PystackError as error:
-        return [*lines, str(error)]
-    return [*lines, f"answers on {path}, kernel {versions['kernel']}"]
+        return [*lines, str(error)], False
+    return [*lines, f"answers on {path}, kernel {versions['kernel']}"], True
 
 
 def run(socket_path: Path = SERVICE_SOCKET, prefix: Path = PREFIX) -> NoReturn:

@@ -43,7 +43,7 @@ def command_as_root(*arguments: str) -> str:
     The name alone would not do: it lies in a virtual environment, and sudo looks only where the
     system's programs are.
     """
-    return shlex.join(["sudo", sys.executable, "-m", "pystack_nb.cli", *arguments])
+    return shlex.join(["sudo", sys.executable, "-m", "pystack_nb", *arguments])
 
 
 def _find(name: str) -> Path:

@@ -85,6 +85,7 @@ def test_a_program_is_recorded_to_its_end_and_its_status_is_handed_on(tmp_path: 
     assert done.returncode == 7
     assert done.stdout == "from the program\n"
     assert f"written: {target}" in done.stderr
+    assert "no Python was recorded" not in done.stderr
     recording = load(target)
     assert "spin" in functions(recording)
     assert recording.info["error"] is None
@@ -116,6 +117,12 @@ def test_a_program_that_is_not_python_is_recorded_by_its_native_frames(tmp_path:
     recording = load(target)
     assert len(recording.samples) > 0
     assert set(recording.stacks["kind"]) <= {"native", "kernel"}
+
+
+def test_a_program_without_python_is_said_to_be_so_and_keeps_its_status(tmp_path: Path) -> None:
+    done = record("-o", tmp_path / "out", "--", "/bin/sh", "-c", "exit 3")
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1].startswith("pystack-nb: no Python was recorded: /bin/sh")
 
 
 def test_a_program_that_a_signal_ends_gives_the_status_that_a_shell_would(tmp_path: Path) -> None:
@@ -221,7 +228,22 @@ def test_a_process_that_ends_by_itself_is_no_error(tmp_path: Path) -> None:
     ):
         process.communicate("end\n")
         assert recorder.wait(30) == 0
-    assert "spin" in functions(load(target))
+    recording = load(target)
+    assert "spin" in functions(recording)
+    assert recording.info["error"] is None
+
+
+def test_a_process_that_ends_before_its_time_is_over_is_said_to(tmp_path: Path) -> None:
+    target = tmp_path / "out.json"
+    with (
+        started(sys.executable, "-c", ENDLESS) as process,
+        recording_process(process.pid, target, "--seconds", "3000") as recorder,
+    ):
+        process.kill()
+        assert recorder.wait(30) == 0
+    info = load(target).info
+    assert info["error"] is None
+    assert "the process ended before 3000 s were over" in info["notes"]
 
 
 def test_a_process_without_python_is_refused() -> None:

@@ -264,12 +264,12 @@ def test_what_is_installed_serves_answers_and_is_removed_without_trace(tmp_path,
     )
     service = subprocess.Popen([sys.executable, "-c", program])
     eventually(path.exists)
-    eventually(lambda: "answers on" in install.status(prefix, path)[-1])
+    eventually(lambda: "answers on" in install.status(prefix, path)[0][-1])
     # THEN an interrupt ends it, and removing it leaves nothing
     service.send_signal(signal.SIGINT)
     assert service.wait(30) == 0
     assert not path.exists()
-    assert install.status(prefix, path)[0].startswith("installed in")
+    assert install.status(prefix, path)[0][0].startswith("installed in")
     assert install.uninstall(prefix) == [f"removed {prefix}"]
     assert install.uninstall(prefix) == ["there was nothing to remove"]
     assert not prefix.exists()

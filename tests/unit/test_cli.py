@@ -11,6 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import pystack_nb
+
 from pystack_nb import cli, load
 from pystack_nb.collector import install
 from pystack_nb.recording import from_traces
@@ -73,7 +75,36 @@ def test_what_stands_behind_the_dashes_is_the_programs_alone() -> None:
     assert (options.hz, options.pid) == (99, None)
 
 
-@pytest.mark.parametrize("name", ["out.json", "out.pftrace", "out"])
+@pytest.mark.parametrize(
+    "arguments",
+    [["python", "prog.py"], ["-o", "x", "python", "prog.py"], ["python", "-m", "prog", "--deep"]],
+)
+def test_a_program_without_the_dashes_is_told_about_them(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["record", *arguments])
+    assert ended.value.code == 2
+    assert "stands behind --, as in `pystack-nb record -- python" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["report", "in", "--deep"], ["record", "--deep", "-p", "1"]])
+def test_a_mistake_that_is_no_program_is_not_told_about_the_dashes(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    assert capsys.readouterr().err.endswith("unrecognized arguments: --deep\n")
+
+
+@pytest.mark.parametrize("module", ["pystack_nb", "pystack_nb.cli"])
+def test_the_version_is_said_by_either_name_of_the_command(module: str) -> None:
+    command = [sys.executable, "-m", module, "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"pystack-nb {pystack_nb.__version__}\n"
+
+
+@pytest.mark.parametrize("name", ["out.json", "out.pftrace", "out", "v3.12.1"])
 def test_convert_writes_the_format_of_the_suffix(saved: Path, tmp_path: Path, name: str) -> None:
     target = tmp_path / name
     assert cli.main(["convert", str(saved), str(target)]) == 0
@@ -100,6 +131,19 @@ def test_what_is_no_recording_is_said_so_in_one_line(
     assert cli.main([*command, str(source), *target]) == 1
     assert "rubbish.json" in error_of(capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["rubbish.json"]
+
+
+@pytest.mark.parametrize("command", [["report"], ["convert"]])
+def test_a_perfetto_trace_is_said_to_be_no_input(
+    command: list[str], saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "out.pftrace", tmp_path / "again.json"
+    load(saved).to_perfetto(source)
+    assert (
+        cli.main([*command, str(source), *([str(target)] if command == ["convert"] else [])]) == 1
+    )
+    assert "can't be read back" in error_of(capsys)
+    assert not target.exists()
 
 
 @pytest.mark.parametrize("name", ["out.xlsx", "missing/out.json"])
@@ -137,6 +181,18 @@ def test_a_program_that_does_not_exist_is_an_error(capsys: pytest.CaptureFixture
     assert "no-such-program" in error_of(capsys)
 
 
+def test_a_file_that_can_t_be_executed_is_said_so_with_both_ways_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = tmp_path / "prog.py"
+    program.touch()
+    assert cli.main(["record", "--", str(program), "-x"]) == 1
+    said = error_of(capsys)
+    assert f"{program} can't be executed" in said
+    assert f"`python {program} -x`" in said
+    assert f"`chmod +x {program}`" in said
+
+
 @pytest.mark.parametrize("pid", ["0", "-5", "4194305", "99999999999999999999"])
 def test_a_process_that_does_not_exist_is_an_error(
     pid: str, capsys: pytest.CaptureFixture[str]
@@ -151,13 +207,49 @@ def test_a_stretch_of_no_time_is_an_error(seconds: str, capsys: pytest.CaptureFi
     assert "--seconds" in error_of(capsys)
 
 
-@pytest.mark.parametrize("verb", ["install", "uninstall", "status"])
+@pytest.mark.parametrize("verb", ["install", "uninstall"])
 def test_what_is_done_about_the_service_is_printed(
     verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(install, verb, lambda: [f"{verb}: one", "two"])
     assert cli.main(["collector", verb]) == 0
     assert capsys.readouterr().out == f"{verb}: one\ntwo\n"
+
+
+@pytest.mark.parametrize(("answers", "status"), [(True, 0), (False, 1)])
+def test_the_status_of_the_service_is_an_exit_status_too(
+    answers: bool,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(install, "status", lambda: (["one", "two"], answers))
+    assert cli.main(["collector", "status"]) == status
+    assert capsys.readouterr().out == "one\ntwo\n"
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_without_a_service_its_status_says_so_and_names_no_variable(
+    value: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if value is None:
+        monkeypatch.delenv("PYSTACK_NB_SOCKET", raising=False)
+    else:
+        monkeypatch.setenv("PYSTACK_NB_SOCKET", value)
+    lines, answers = install.status(tmp_path / "prefix", tmp_path / "nobody.sock")
+    assert not answers
+    assert lines[0] == "not installed"
+    assert f"no collector listens on {tmp_path / 'nobody.sock'}" in lines[1]
+    assert "PYSTACK_NB_SOCKET" not in lines[1]
+
+
+def test_the_rate_is_described_as_one_of_a_threads_cpu_time(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["record", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--hz N samples per second of a thread's CPU time (default: 499)" in said
 
 
 def test_collector_run_ends_as_the_service_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,8 +174,22 @@ def test_without_root_sudo_and_service_the_three_ways_are_named(monkeypatch, tmp
     monkeypatch.setattr(client_module, "SERVICE_SOCKET", tmp_path / "nobody.sock")
     with pytest.raises(CollectorUnavailableError) as raised:
         client_module._connect("")
-    for way in ("asks for a password", "as root", "collector install", "PYSTACK_NB_SOCKET"):
+    for way in ("asks for a password", "as root", "collector install"):
         assert way in str(raised.value)
+    # A service is found without it.
+    assert "PYSTACK_NB_SOCKET" not in str(raised.value)
+
+
+def test_an_installed_service_is_found_without_the_variable(monkeypatch, tmp_path):
+    def refuse():
+        raise CollectorUnavailableError("sudo asks for a password.")
+
+    path = tmp_path / "collector.sock"
+    path.touch()
+    monkeypatch.setattr(client_module, "launch", refuse)
+    monkeypatch.setattr(client_module, "SERVICE_SOCKET", path)
+    monkeypatch.setattr(client_module, "_connect_to", lambda asked: asked)
+    assert client_module._connect("") == path
 
 
 def test_a_socket_of_another_user_is_not_trusted(monkeypatch, tmp_path):

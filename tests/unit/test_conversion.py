@@ -65,3 +65,31 @@ def test_a_generator_of_traces_is_converted_as_its_list():
         assert convert(x for x in traces) == convert(traces)
     document = json.loads(convert_to_json.convert_to_json(iter(traces)))
     assert document["samples"]["ts_ns"] == [5]
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (convert_to_json, "out.pftrace"),
+        (convert_to_json, "folder"),
+        (convert_to_json, "v3.12.1"),
+        (convert_to_perfetto, "out.json"),
+        (convert_to_perfetto, "folder"),
+    ],
+)
+def test_a_module_of_one_format_writes_no_other_suffix(module, name, tmp_path, capsys):
+    PyStackProfiler.parse_stack_data(SPOOL).save(tmp_path / "in")
+    out = tmp_path / name
+    assert module.main([str(tmp_path / "in"), str(out)]) == 1
+    assert "; end the path in " in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["x.pftrace", "x.perfetto-trace"])
+def test_a_perfetto_trace_is_no_input_and_is_called_one(name, tmp_path, capsys):
+    source = tmp_path / name
+    PyStackProfiler.parse_stack_data(SPOOL).to_perfetto(source)
+    assert convert_to_json.main([str(source), str(tmp_path / "x.json")]) == 1
+    told = capsys.readouterr().err
+    assert "Perfetto trace, which can't be read back" in told
+    assert told.count("\n") == 1

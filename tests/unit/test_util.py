@@ -54,11 +54,18 @@ def test_printable_text_can_be_encoded_and_only_surrogates_change(text):
         ("x.pftrace", "perfetto"),
         ("x.perfetto-trace", "perfetto"),
         ("folder", "parquet"),
+        ("v3.12.1", "parquet"),
+        (".hidden", "parquet"),
     ],
 )
 def test_a_path_that_can_be_written_is_told_by_its_format_and_left_clean(tmp_path, name, kind):
     assert util.check_export_path(tmp_path / name) == kind
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["run.csv/", "x.json/"])
+def test_a_path_with_a_slash_at_its_end_is_a_folder_whatever_its_suffix(tmp_path, name):
+    assert util.check_export_path(f"{tmp_path}/{name}") == "parquet"
 
 
 @pytest.mark.parametrize("name", ["x.csv", "x.json.gz", "nowhere/x.json", "folder.json", "file"])
