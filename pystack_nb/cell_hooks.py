@@ -9,7 +9,10 @@ cell without the magic.  Four hooks of the shell see a cell pass, in this order:
    cell raise the reason instead of running: a callback of an event could not stop it;
 4. ``post_run_cell`` switches the probes off, whatever the cell did.
 
-All four look only at cells on the outside: what a running cell runs in its turn, such as
+Between the last two, ``showtraceback`` tells that the cell's code has ended in an error: what
+IPython takes to render the traceback is not the cell's time.
+
+All of them look only at cells on the outside: what a running cell runs in its turn, such as
 ``%%time`` over ``%%pystack``, goes to the registered magic.
 """
 
@@ -20,7 +23,7 @@ import sys
 import threading
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.inputtransformer2 import (
     cell_magic,
@@ -33,6 +36,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from pystack_nb.cell_recording import CellRecording
 from pystack_nb.errors import ProfilerStateError
+from pystack_nb.options import HelpAsked
 
 
 if TYPE_CHECKING:
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
 
 _MAGIC = "%%pystack"
 _RUN_CELL = InteractiveShell.run_cell_async.__code__
+_RUN_CODE = InteractiveShell.run_code.__code__
 
 
 @dataclass
@@ -91,6 +96,8 @@ class CellHooks(ast.NodeTransformer):
         shell.ast_transformers.append(self)
         shell.events.register("pre_run_cell", self.before)
         shell.events.register("post_run_cell", self.after)
+        self._show = shell.showtraceback
+        shell.showtraceback = self.show_traceback
 
     def remove(self) -> None:
         """Remove the hooks, and end what the cell that is running records."""
@@ -104,6 +111,8 @@ class CellHooks(ast.NodeTransformer):
                 hooks.remove(hook)
         shell.events.unregister("pre_run_cell", self.before)
         shell.events.unregister("post_run_cell", self.after)
+        if shell.showtraceback == self.show_traceback:  # else somebody else has replaced it
+            shell.showtraceback = self._show
         cell, _local.cell = _local.cell, None
         if cell is not None:
             self._finish(cell, shell.displayhook.prompt_count)
@@ -178,6 +187,16 @@ class CellHooks(ast.NodeTransformer):
         recording.start()
         return recording
 
+    def show_traceback(self, *arguments: Any, **options: Any) -> None:
+        """Note that a cell's code has ended, and have its error shown as ever."""
+        cell, caller = _local.cell, sys._getframe(1)  # noqa: SLF001 - has no other name
+        if cell is not None and cell.recording is not None and caller.f_code is _RUN_CODE:
+            result = caller.f_locals.get("result")
+            # Else it is of a cell inside this one, or run by a task while this one awaits.
+            if _cells_running() == 1 and result is not None and result.info.raw_cell == cell.raw:
+                cell.recording.end()
+        self._show(*arguments, **options)
+
     def after(self, result: ExecutionResult | None) -> None:
         """Finish the cell that ran."""
         cell = _local.cell
@@ -196,10 +215,12 @@ class CellHooks(ast.NodeTransformer):
 
 
 def raise_refusal() -> None:
-    """Raise why the probes are not on; a call of this is all that a refused cell runs."""
+    """Raise why the probes are not on, or show the help; all that a refused cell runs."""
     __tracebackhide__ = True
     error, _local.refusal = _local.refusal, None
-    if error is not None:
+    if isinstance(error, HelpAsked):
+        print(error)  # noqa: T201 - it was asked for
+    elif error is not None:
         raise error
 
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.display import display
 
-from pystack_nb.errors import ProfilerStateError, PystackError
+from pystack_nb.errors import ProbeError, ProfilerStateError, PystackError
+from pystack_nb.probe import load
 
 
 if TYPE_CHECKING:
@@ -73,8 +74,12 @@ class CellRecording:
         self._shell = shell
         self._options = options
         self._core = core
-        self._profiler = core.PyStackProfiler(mode=options.mode, hz=options.hz)
+        mode, self._note = _mode(options)
+        self._profiler = core.PyStackProfiler(
+            mode=mode, hz=options.hz, source=options.source, calls=options.calls
+        )
         self._cell: dict[str, Any] = {}
+        self._ended: dict[str, str] = {}
 
     def start(self) -> None:
         """Switch the probes on.
@@ -91,11 +96,16 @@ class CellRecording:
             with suppress(ProfilerStateError):  # it may not have come to that
                 self._profiler.stop_profiling()
             raise
+        self._ended = _ended_threads()
         self._cell = {
             "pid": os.getpid(),
             "tid": threading.get_native_id(),
             "start_ns": time.perf_counter_ns(),
         }
+
+    def end(self) -> None:
+        """Say that the code has ended; the first time counts."""
+        self._cell.setdefault("end_ns", time.perf_counter_ns())
 
     def finish(self, filename: str) -> None:
         """Switch the probes off, keep the recording, export and display it.
@@ -107,7 +117,8 @@ class CellRecording:
 
         What goes wrong here is shown, and not raised: the cell's own outcome stands.
         """
-        self._cell |= {"filename": filename, "end_ns": time.perf_counter_ns()}
+        self.end()
+        self._cell["filename"] = filename
         if os.getpid() != self._cell["pid"]:
             return  # a forked copy of the kernel ran on to the end of the cell
         recording = None
@@ -115,6 +126,7 @@ class CellRecording:
             recording = self._stop()
         if recording is None:
             return
+        recording.info["thread_names"] |= dict(_ended_threads().items() - self._ended.items())
         with _errors_shown():
             recording = self._trimmed(recording)
         self._core.remember(recording)
@@ -135,7 +147,10 @@ class CellRecording:
         except (PystackError, KeyboardInterrupt):
             # What was recorded up to the failure is kept, and the failure shown.
             _show_error()
-        return self._profiler.recording
+        recording = self._profiler.recording
+        if recording and self._note:
+            recording.info["notes"].append(self._note)
+        return recording
 
     def _trimmed(self, recording: Recording) -> Recording:
         from pystack_nb.trim import trim  # noqa: PLC0415 - imports pandas
@@ -144,6 +159,30 @@ class CellRecording:
         labels = {file: self._shell.compile.format_code_name(file) for file in files}
         names = {file: label[-1] for file, label in labels.items() if label}
         return trim(recording, _machinery(), self._cell, names)
+
+
+def _ended_threads() -> dict[str, str]:
+    """Name the threads that have ended, as far as anything still refers to their objects.
+
+    The kernel knows them by the program's name alone, before Python 3.14, and threading has no
+    list of them but the one that its own tests use.
+    """
+    alive = {x.native_id for x in threading.enumerate()}
+    known = list(getattr(threading, "_dangling", ()))
+    return {str(x.native_id): x.name for x in known if x.native_id and x.native_id not in alive}
+
+
+def _mode(options: Options) -> tuple[str, str | None]:
+    """Choose what to look at, and say what is left out of what nobody asked for by name."""
+    if options.mode is not None:
+        return options.mode, None
+    if options.source == "inprocess":
+        return "calls", None
+    try:
+        load()
+    except ProbeError as error:
+        return "sample", f"calls are not recorded: {error}"
+    return "sample,calls", None
 
 
 def _machinery() -> Machinery:

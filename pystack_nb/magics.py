@@ -51,10 +51,18 @@ class PystackMagics(Magics):  # type: ignore[misc]
         if cell is None:
             line, cell = options.split_statement(line)
             lines_above = 0
-        given = self._options(line)
+        try:
+            given = self._options(line)
+        except options.HelpAsked as text:
+            print(text)  # noqa: T201 - it was asked for
+            return None
         if not cell:
             raise OptionError("there is no statement to run; write it behind the options")
-        code = statement.compile_cell(self.shell, cell, lines_above)
+        try:
+            code = statement.compile_cell(self.shell, cell, lines_above)
+        except SyntaxError as error:
+            # IPython would show it below a stack of its own frames and ours.
+            raise OptionError(statement.describe(error)) from None
         recording = CellRecording(self.shell, given)
         recording.start()
         try:

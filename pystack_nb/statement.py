@@ -84,6 +84,17 @@ def compile_cell(shell: InteractiveShell, cell: str, lines_above: int = 0) -> Co
     return CompiledCell(filename, tuple(parts))
 
 
+def describe(error: SyntaxError) -> str:
+    """Say what is wrong with a cell's text, and where; the last line says what to do."""
+    lines = [f"this is no valid Python: {error.msg}"]
+    if error.text and error.offset:
+        text = error.text.rstrip().expandtabs(1)
+        margin = len(text) - len(text.lstrip())
+        caret = " " * max(error.offset - 1 - margin, 0) + "^"
+        lines += [f"    {text.strip()}", f"    {caret}"]
+    return "\n".join([*lines, f"Correct line {error.lineno or 1} of the statement."])
+
+
 def _run_in_helper_thread(parts: tuple[CodeType, ...], scope: tuple[Any, Any]) -> Any:
     __tracebackhide__ = True
     cancel: Future[Callable[[], object]] = Future()

@@ -126,6 +126,37 @@ def test_an_error_fails_the_cell_with_one_traceback(kernel):
     assert kernel.evaluate("len(partial.samples) > 0")
 
 
+ENDED = """
+_shell = get_ipython()
+def _told(self, *arguments, **options):
+    global ended_ns
+    ended_ns = time.perf_counter_ns()
+    time.sleep(0.2)
+    return type(_shell)._showtraceback(self, *arguments, **options)
+_shell._showtraceback = types.MethodType(_told, _shell)
+"""
+
+
+@pytest.mark.parametrize("code", ["1 / 0", "await asyncio.sleep(0)\n1 / 0", "raise SystemExit"])
+def test_a_cell_that_fails_ends_before_its_traceback_is_rendered(kernel, code):
+    kernel.run(f"import asyncio, time, types\n{ENDED}")
+    outcome = kernel.run(f"%%pystack -o failed --quiet\nspin(0.1)\n{code}")
+    kernel.run("del _shell._showtraceback")
+    assert outcome.status == "error"
+    assert kernel.evaluate("failed.info['end_ns'] < ended_ns")
+    assert kernel.evaluate("len(failed.samples) > 0")
+
+
+def test_an_error_that_the_cell_itself_shows_does_not_end_it(kernel):
+    kernel.run(
+        "%%pystack -o shown --quiet\n"
+        "try:\n    1 / 0\nexcept ZeroDivisionError:\n    get_ipython().showtraceback()\n"
+        "get_ipython().run_cell('1 / 0')\n"
+        "import time\nafter_ns = time.perf_counter_ns()"
+    )
+    assert kernel.evaluate("shown.info['end_ns'] > after_ns")
+
+
 def test_an_error_stops_a_notebook():
     with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
         kernels.run_notebook("%load_ext pystack_nb", "%%pystack\n1 / 0", "print('went on')")
@@ -259,6 +290,19 @@ def test_worker_processes_of_the_cell_neither_hang_nor_end_it(kernel, method):
     )
     assert (outcome.status, outcome.value) == ("ok", "55")
     assert kernel.evaluate("[forked.info['error'], len(forked.samples) > 20]") == [None, True]
+
+
+def test_threads_that_end_inside_the_cell_keep_their_names(kernel):
+    kernel.run(
+        "%%pystack -o rec --quiet\n"
+        "from concurrent.futures import ThreadPoolExecutor\nimport threading\n"
+        "short = threading.Thread(target=spin, args=(0.2,), name='short')\n"
+        "short.start(); short.join()\n"
+        "with ThreadPoolExecutor(1, thread_name_prefix='pool') as pool:\n"
+        "    pool.submit(spin, 0.2)"
+    )
+    named = "set(rec.info['thread_names'].get(str(x)) for x in rec.samples['tid'])"
+    assert {"short", "pool_0"} <= kernel.evaluate(named)
 
 
 def test_a_forked_copy_of_the_kernel_is_not_in_the_recording(kernel):

@@ -72,6 +72,22 @@ def test_an_error_in_the_line_form_points_at_the_statement(kernel):
     assert "----> 1 1 / 0" in plain(outcome.traceback)
 
 
+@pytest.mark.parametrize(
+    ("cell", "text", "line"),
+    [
+        ("%pystack --quiet [i", "[i\n", 1),
+        ("%%time\n%%pystack --quiet\nx = 1\nx +* 2", "x +* 2\n       ^", 3),
+    ],
+)
+def test_a_statement_that_is_no_python_is_shown_without_our_frames(kernel, cell, text, line):
+    outcome = kernel.run(cell)
+    assert (outcome.status, outcome.error) == ("error", "OptionError")
+    shown = plain(outcome.traceback)
+    assert shown.startswith("OptionError: this is no valid Python: ")
+    assert text in shown
+    assert shown.endswith(f"\nCorrect line {line} of the statement.")
+
+
 # Under other magics -------------------------------------------------------------------------
 
 
@@ -142,6 +158,16 @@ def test_help_shows_the_options(kernel):
     reply = kernel.help("%%pystack?")
     for option in ("--mode", "--hz", "-o NAME", "--export PATH", "--quiet"):
         assert option in reply
+
+
+@pytest.mark.parametrize("form", ["%%pystack {}\nran = True", "%pystack {} exec('ran = True')"])
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_is_printed_and_nothing_run(kernel, form, option):
+    kernel.run("ran = False; kept = pystack_nb.last()")
+    outcome = kernel.run(form.format(option))
+    assert (outcome.status, outcome.displays) == ("ok", [])
+    assert outcome.stdout.startswith("%pystack [")
+    assert kernel.evaluate("ran is False and pystack_nb.last() is kept")
 
 
 # Options ------------------------------------------------------------------------------------

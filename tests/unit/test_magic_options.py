@@ -16,15 +16,14 @@ def parse(line, **names):
 
 
 def test_a_bare_line_gives_the_defaults():
-    assert parse("") == options.Options("sample", 499, None, (), quiet=False)
+    assert parse("") == options.Options(hz=499, output=None, export=(), quiet=False)
 
 
 def test_every_option_is_taken(tmp_path):
     first, second = tmp_path / "a.json", tmp_path / "b.pftrace"
     given = parse(f"--mode sample,calls --hz 999 -o rec --export {first} --export {second} --quiet")
-    assert given == options.Options(
-        "sample,calls", 999, "rec", (str(first), str(second)), quiet=True
-    )
+    assert (given.mode, given.hz, given.output) == ("sample,calls", 999, "rec")
+    assert (given.export, given.quiet) == ((str(first), str(second)), True)
 
 
 @pytest.mark.parametrize(("text", "rate"), [("1e3", 1000), ("0", 0), ("-1", -1)])
@@ -78,6 +77,19 @@ def test_a_tilde_is_the_users_home(tmp_path, monkeypatch):
 @pytest.mark.parametrize("line", ["--export {folder}/x.json", "--export $folder/x.json"])
 def test_names_of_the_user_are_expanded(tmp_path, line):
     assert parse(line, folder=tmp_path).export == (f"{tmp_path}/x.json",)
+
+
+@pytest.mark.parametrize("line", ["--help", "-h", "--hz 99 -h --export nowhere/x.json"])
+def test_help_is_an_answer_of_its_own(line):
+    with pytest.raises(options.HelpAsked) as asked:
+        parse(line)
+    assert str(asked.value).startswith("%pystack [")
+    assert "--export PATH" in str(asked.value)
+    assert "samples per second of a thread's cpu time" in " ".join(str(asked.value).lower().split())
+
+
+def test_a_slash_at_the_end_of_a_path_is_kept(tmp_path):
+    assert parse(f"--export {tmp_path}/run.csv/").export == (f"{tmp_path}/run.csv/",)
 
 
 def test_help_shows_every_option():
