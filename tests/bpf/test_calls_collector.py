@@ -380,6 +380,32 @@ def test_clients_at_once_get_their_own_batches_only(probing, tmp_path):
         assert [(b.pid, b.sequence) for b in batches] == [(pid, n) for n in range(500)]
 
 
+def test_a_forked_child_that_restores_the_site_sends_nothing_and_may_record_itself(
+    probing, tmp_path
+):
+    client = probing(
+        "client = record(memory)\nprobe.begin(0)\nprobe.send_batches(0, 2, 2)\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    probe.restore_site()\n"
+        "    probe.send_batches(1, 3, 2)\n"
+        "    client = record(probe.make(SEALED, probe.shared_size()), 'childs')\n"
+        "    probe.begin(0)\n"
+        "    probe.send_batches(0, 5, 2)\n"
+        "    client.stop()\n"
+        "    os._exit(7)\n"
+        "tell(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "probe.send_batches(0, 2, 2)\ntell([client.stop()['lost_by_cause'], os.getpid(), child])"
+    )
+    assert client.said() == 7
+    lost, parent, child = client.said()
+    assert set(lost.values()) == {0}
+    for name, pid, count in (("spool", parent, 4), ("childs", child, 5)):
+        found = batches_of(spool(tmp_path, name))
+        assert [(b.pid, b.sequence) for b in found.pop(1)] == [(pid, n) for n in range(count)]
+        assert not any(found.values())
+
+
 # What else may be passed as the probe's memory, and what is said about it.
 MEMORIES = {
     "probe.make(2, probe.shared_size())": "not sealed against shrinking and growing",

@@ -90,6 +90,18 @@ __u64 drained(void)
 	return __atomic_load_n(&shared->drained, __ATOMIC_ACQUIRE);
 }
 
+/*
+ * For a forked child.  Where the kernel has made a uprobe a call of its trampoline, the
+ * child has the call but not the trampoline, which a fork does not copy: reaching the site
+ * would kill it.  Without its copy of the page it has the file's nop again.
+ */
+int restore_site(void)
+{
+	char *page = (char *)((unsigned long)site & ~4095ul);
+
+	return madvise(page, 4096, MADV_DONTNEED);
+}
+
 /* Give the calling thread a batch. */
 void begin(int index)
 {
