@@ -348,6 +348,8 @@ static int begin_thread(struct pairing *p, const struct batch *b)
 
 static void end_thread(struct pairing *p, const struct batch *b, int64_t first, bool fill)
 {
+	if (fill)
+		now_ns(p);
 	abandon(p, p->last_ns > p->end_ns ? p->last_ns : p->end_ns, fill);
 	if (fill)
 		p->thread_rows[b->thread] = p->found.rows - first;
@@ -368,7 +370,7 @@ static ALWAYS_INLINE int walk(struct pairing *p, bool fill)
 			if (begin_thread(p, b))
 				return -1;
 		} else if (b->flags & LOST_BEFORE) {
-			abandon(p, p->last_ns, fill);
+			abandon(p, fill ? now_ns(p) : 0, fill);
 			if (use_context(p, p->current))
 				return -1;
 		}

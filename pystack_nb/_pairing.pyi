@@ -7,24 +7,9 @@ Array: TypeAlias = NDArray[Any]
 # How many rows, definitions and changes `pair` will find.
 def measure(words: Array, batches: Array, threads: int, /) -> tuple[int, int, int]: ...
 
-# Fill the arrays behind `knots`, and tell what was unusual, by name.
+# Fill the arrays, those of `pairing.Paired` in their order; what was unusual, by name.
 def pair(
-    words: Array,
-    batches: Array,
-    knots: Array,
-    start_ns: Array,
-    dur_ns: Array,
-    self_ns: Array,
-    parent: Array,
-    depth: Array,
-    code: Array,
-    kind: Array,
-    complete: Array,
-    definitions: Array,
-    changes: Array,
-    thread_rows: Array,
-    end_ns: int,
-    /,
+    words: Array, batches: Array, knots: Array, end_ns: int, /, *arrays: Array
 ) -> dict[str, int]: ...
 
 # Add rows up by key into the last three; recursion counts once in the total.

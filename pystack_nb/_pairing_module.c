@@ -122,10 +122,10 @@ static PyObject *pair(PyObject *module, PyObject *args)
 	long long end_ns;
 
 	(void)module;
-	if (!PyArg_ParseTuple(args, "y*y*y*w*w*w*w*w*w*w*w*w*w*w*L", &b[WORDS], &b[BATCHES],
-			      &b[KNOTS], &b[START], &b[DURATION], &b[SELF], &b[PARENT], &b[DEPTH],
-			      &b[CODE], &b[KIND], &b[COMPLETE], &b[DEFINITIONS], &b[CHANGES],
-			      &b[THREAD_ROWS], &end_ns))
+	if (!PyArg_ParseTuple(args, "y*y*y*Lw*w*w*w*w*w*w*w*w*w*w*", &b[WORDS], &b[BATCHES],
+			      &b[KNOTS], &end_ns, &b[START], &b[DURATION], &b[SELF], &b[PARENT],
+			      &b[DEPTH], &b[CODE], &b[KIND], &b[COMPLETE], &b[DEFINITIONS],
+			      &b[CHANGES], &b[THREAD_ROWS]))
 		return NULL;
 	p.end_ns = end_ns;
 	if (take_arrays(&p, b) && walk(&p, true))

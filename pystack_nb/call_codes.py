@@ -47,7 +47,7 @@ class CallCodes(NamedTuple):
     @classmethod
     def read(cls, records: Records, paired: Paired, also: NDArray[np.uint32]) -> CallCodes:
         """Read the definitions, for all ids that anything names."""
-        ids = (paired.code, also, paired.definitions["code_id"], paired.changes["code_id"])
+        ids = (paired.rows["code"], also, paired.definitions["code_id"], paired.changes["code_id"])
         size = 1 + max(int(x.max(initial=0)) for x in ids)
         numbers = {NOT_NAMED: 0, "": 1}
         codes = cls(

@@ -105,6 +105,7 @@ class CallRecords:
         paired = pair(self._records.words, batches, clock.knots, min(max(end_ns, 0), _LARGEST_NS))
         counters, counted = self._read_counts()
         codes = CallCodes.read(self._records, paired, counted["code_id"])
+        not_named = int(np.count_nonzero(codes.unnamed[paired.rows["code"]]))
         table = _make_table(paired, codes, *self._processes(target_pid or 0))
         counts, of_code = _make_counts(counted, codes, clock.hz)
         if paired.found["damaged"]:
@@ -116,7 +117,7 @@ class CallRecords:
             counts,
             clock,
             lost,
-            int(np.count_nonzero(codes.unnamed[paired.code])),
+            not_named,
             _demoted(paired.changes, codes, of_code),
             paired.found,
             counters,
@@ -183,30 +184,32 @@ def _begins(column: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _make_table(paired: Paired, codes: CallCodes, pid: Ints, tid: Ints) -> pd.DataFrame:
-    kind = paired.kind
-    kind[codes.is_c[paired.code] & (kind == 0)] = tables.CALL_KINDS.index(tables.C_CALL)
-    columns: dict[str, Any] = {
-        "ts_ns": paired.start_ns,
-        "dur_ns": paired.dur_ns,
-        "self_ns": paired.self_ns,
-        "pid": np.repeat(pid, paired.thread_rows),
-        "tid": np.repeat(tid, paired.thread_rows),
-        "depth": paired.depth,
-        "parent": paired.parent,
-        "function": codes.text(codes.function, paired.code),
-        "filename": codes.text(codes.filename, paired.code),
-        "line_number": codes.line_number[paired.code],
-        "complete": paired.complete,
-        "kind": tables.categorical(kind, tables.CALL_KINDS),
-    }
+    rows = paired.rows
+    thread = np.repeat(np.arange(len(tid), dtype=np.int32), paired.thread_rows)
     if np.count_nonzero(paired.thread_rows) > 1:
-        order = np.argsort(paired.start_ns, kind="stable")
+        order = np.argsort(rows["ts_ns"], kind="stable")
         place = np.empty(len(order) + 1, np.int64)
         place[order] = np.arange(len(order))
         place[-1] = -1
-        columns["parent"] = place[paired.parent]
-        columns = {name: column[order] for name, column in columns.items()}
-    return pd.DataFrame(columns, copy=False)
+        rows["parent"] = place[rows["parent"]]
+        thread = thread[order]
+        for name in list(rows):
+            rows[name] = rows.pop(name)[order]  # one column at a time: there may be many calls
+    code, kind = rows.pop("code"), rows.pop("kind")
+    kind[codes.is_c[code] & (kind == 0)] = tables.CALL_KINDS.index(tables.C_CALL)
+    return pd.DataFrame(
+        {
+            **rows,
+            "pid": pid[thread],
+            "tid": tid[thread],
+            "function": codes.text(codes.function, code),
+            "filename": codes.text(codes.filename, code),
+            "line_number": codes.line_number[code],
+            "kind": tables.categorical(kind, tables.CALL_KINDS),
+        },
+        columns=list(tables.CALLS),
+        copy=False,
+    )
 
 
 def _make_counts(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntFlag
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +22,16 @@ BATCH = np.dtype(
 KNOT = np.dtype([("counter", "<u8"), ("ns", "<i8")])
 _DEFINITION = np.dtype([("code_id", "<u4"), ("is_c", "<u4"), ("offset", "<i8"), ("count", "<i8")])
 _CHANGE = np.dtype([("code_id", "<u4"), ("promoted", "<u4"), ("ns", "<i8")])
+_COLUMNS = {
+    "ts_ns": np.int64,
+    "dur_ns": np.int64,
+    "self_ns": np.int64,
+    "parent": np.int64,
+    "depth": np.int32,
+    "code": np.uint32,
+    "kind": np.uint8,
+    "complete": np.bool_,
+}
 
 
 class BatchFlag(IntFlag):
@@ -32,24 +41,15 @@ class BatchFlag(IntFlag):
     CUT_SHORT = 1 << 1
 
 
-@dataclass(frozen=True)
-class Paired:
+class Paired(NamedTuple):
     """Calls, thread by thread, in the order in which they began.
 
     Attributes
     ----------
-    start_ns, dur_ns, self_ns : numpy.ndarray of int64, shape (calls,)
-        When each began, how long it took, and how long without the calls in it.
-    parent : numpy.ndarray of int64, shape (calls,)
-        The row of the call that called it, or -1.
-    depth : numpy.ndarray of int32, shape (calls,)
-        How many calls it was in.
-    code : numpy.ndarray of uint32, shape (calls,)
-        Id of its code object.
-    kind : numpy.ndarray of uint8, shape (calls,)
-        Index into `tables.CALL_KINDS`.
-    complete : numpy.ndarray of bool, shape (calls,)
-        Whether its end was seen.
+    rows : dict of str to numpy.ndarray, shape (calls,)
+        ``ts_ns``, ``dur_ns``, ``self_ns`` and ``parent`` (int64), ``depth`` (int32) and
+        ``complete`` (bool) as in ``Recording.calls``; ``code`` (uint32), id of the code
+        object; ``kind`` (uint8), index into `tables.CALL_KINDS`.
     thread_rows : numpy.ndarray of int64, shape (threads,)
         How many of the rows belong to each thread.
     definitions : numpy.ndarray
@@ -62,14 +62,7 @@ class Paired:
         ``left_out``, calls that went on without a row; ``gaps``, and ``gap_ns`` in them.
     """
 
-    start_ns: Ints
-    dur_ns: Ints
-    self_ns: Ints
-    parent: Ints
-    depth: NDArray[np.int32]
-    code: NDArray[np.uint32]
-    kind: NDArray[np.uint8]
-    complete: NDArray[np.bool_]
+    rows: dict[str, NDArray[Any]]
     thread_rows: Ints
     definitions: NDArray[Any]
     changes: NDArray[Any]
@@ -96,41 +89,17 @@ def pair(words: Words, batches: NDArray[Any], knots: NDArray[Any], end_ns: int) 
         The calls, and what was unusual.
     """
     threads = int(batches["thread"][-1]) + 1 if len(batches) else 0
-    rows, definitions, changes = _pairing.measure(words, batches, threads)
-    paired = Paired(
-        start_ns=np.empty(rows, np.int64),
-        dur_ns=np.empty(rows, np.int64),
-        self_ns=np.empty(rows, np.int64),
-        parent=np.empty(rows, np.int64),
-        depth=np.empty(rows, np.int32),
-        code=np.empty(rows, np.uint32),
-        kind=np.empty(rows, np.uint8),
-        complete=np.empty(rows, np.bool_),
-        thread_rows=np.zeros(threads, np.int64),
-        definitions=np.empty(definitions, _DEFINITION),
-        changes=np.empty(changes, _CHANGE),
-        found={},
+    calls, definitions, changes = _pairing.measure(words, batches, threads)
+    # In the order in which the compiled part takes them.
+    rows: dict[str, NDArray[Any]] = {
+        name: np.empty(calls, dtype) for name, dtype in _COLUMNS.items()
+    }
+    defined, changed = np.empty(definitions, _DEFINITION), np.empty(changes, _CHANGE)
+    thread_rows = np.zeros(threads, np.int64)
+    found = _pairing.pair(
+        words, batches, knots, end_ns, *rows.values(), defined, changed, thread_rows
     )
-    paired.found.update(
-        _pairing.pair(
-            words,
-            batches,
-            knots,
-            paired.start_ns,
-            paired.dur_ns,
-            paired.self_ns,
-            paired.parent,
-            paired.depth,
-            paired.code,
-            paired.kind,
-            paired.complete,
-            paired.definitions,
-            paired.changes,
-            paired.thread_rows,
-            end_ns,
-        )
-    )
-    return paired
+    return Paired(rows, thread_rows, defined, changed, found)
 
 
 class Sums(NamedTuple):

@@ -7,6 +7,7 @@ import struct
 
 
 SAMPLE, CODE, TEXT, STATS, STACK, SYMBOL, META = range(1, 8)
+CALLS, CLOCK, COUNTS = range(9, 12)
 MODULE, KERNEL = 0, 1
 FILE_HEADER = struct.pack("<8sII", b"PYSTACK\n", 1, 16)
 
@@ -67,10 +68,22 @@ def lines(*deltas):
     return bytes(table)
 
 
-def stats(ts_ns, *, ticks=0, hits=0, ring_full=0, denied=0, name_lost=0, map_full=0, disk_full=0):
+COUNTERS = (
+    "ticks",
+    "hits",
+    "ring_full",
+    "denied",
+    "name_lost",
+    "map_full",
+    "disk_full",
+    "calls_lost",
+)
+
+
+def stats(ts_ns, **counters):
     """The counters."""
-    counters = (ticks, hits, ring_full, denied, name_lost, map_full, disk_full, 0)
-    return record(STATS, struct.pack("<9Q", ts_ns, *counters))
+    assert set(counters) <= set(COUNTERS)
+    return record(STATS, struct.pack("<9Q", ts_ns, *(counters.get(x, 0) for x in COUNTERS)))
 
 
 def symbol(symbol_id, name, kind=MODULE, file=(0, 0, 0)):
@@ -103,3 +116,82 @@ def start(**fields):
 def end(**fields):
     """What the collector writes at the end."""
     return meta(role="collector", event="end", **fields)
+
+
+# Calls. A word says what happened and when.
+
+
+def word(kind, operand, time=0):
+    """An event: kind, operand and the low bits of the time."""
+    return kind << 62 | operand << 40 | time & (1 << 40) - 1
+
+
+def enter(code_id, time):
+    """A call begins."""
+    return word(0, code_id, time)
+
+
+def leave(time, how=0):
+    """The innermost call ends."""
+    return word(1, how, time)
+
+
+def resume(code_id, time):
+    """A generator goes on."""
+    return word(2, code_id, time)
+
+
+def other(kind, time=0, argument=0):
+    """Any other event, by its number in ``enum pst_other``."""
+    return word(3, kind | argument << 4, time)
+
+
+def whole_time(time):
+    """The words that tell the whole time of the next one."""
+    return [other(0), time]
+
+
+def switch(stack, time):
+    """The thread goes on on another stack."""
+    return other(2, time, stack)
+
+
+def defined(code_id, function="f", filename="a.py", line=1, *, is_c=False):
+    """The words that name a function."""
+    data = f"{filename}\0{function}\0{line}\0".encode()
+    data += bytes(-len(data) % 8)
+    text = struct.unpack(f"<{len(data) // 8}Q", data)
+    return [other(1, code_id | is_c << 39, len(text)), *text]
+
+
+def batch(words, *, thread=1, tid=7, pid=7, sequence=0, pair=(1, 1, 1), rest=False, comm=b"py"):
+    """A batch of a thread's words, as the probe sent it or as it was found at the end."""
+    head = struct.pack("<QIIII16s", 0, pid, 0 if rest else tid, 0, 0, comm)
+    head += struct.pack("<IIIIQQQQ", thread, tid, len(words), 0, sequence, *pair)
+    return record(CALLS, head + struct.pack(f"<{len(words)}Q", *words), int(rest))
+
+
+def clock(*pair, tsc=False):
+    """The counter before, CLOCK_MONOTONIC and the counter after."""
+    return record(CLOCK, struct.pack("<IIQQQ", tsc, 0, *pair))
+
+
+CALL_COUNTERS = (
+    "no_batch",
+    "deep",
+    "max_events",
+    "waited_ns",
+    "gave_up",
+    "interpreters",
+    "forks",
+    "stopped",
+    "no_id",
+)
+
+
+def counts(codes=(), **counters):
+    """Calls and ticks of code ids, and what the probe had to do without."""
+    assert set(counters) <= set(CALL_COUNTERS)
+    numbers = [counters.get(x, 0) for x in CALL_COUNTERS]
+    body = struct.pack("<II16Q", len(codes), 0, *numbers, *[0] * (16 - len(numbers)))
+    return record(COUNTS, body + b"".join(struct.pack("<IIQQ", x, 0, *y) for x, y in codes))
