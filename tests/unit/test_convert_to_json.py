@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import spools
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pystack_nb import tables
@@ -93,6 +93,7 @@ def test_a_document_of_version_1_is_one_without_calls(recording, tmp_path):
     assert rec.calls.empty
 
 
+@settings(deadline=None)
 @given(st.text(), st.text())
 def test_any_name_survives(function, filename):
     rec = Recording(*decode(spools.FILE_HEADER))

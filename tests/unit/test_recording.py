@@ -50,13 +50,23 @@ def recording():
         (10, 1, 0, "inner"), (30, 2, 1, None), (20, 1, 2, odd[1]), (40, 1, 3, None)
     )
     samples.loc[samples["function"].isna(), ["filename", "line_number"]] = [None, 0]
-    return Recording(
-        samples, frames_of([OUTER, INNER, NATIVE, KERNEL], [NATIVE], [odd]), events, info
-    )
+    calls = pd.DataFrame(
+        [
+            (10, 50, 30, 0, -1, odd[1], True, "call"),
+            (20, 20, 20, 1, 0, "inner", False, "resume"),
+            (2**62, 0, 0, 0, -1, "inner", True, "c-call"),
+        ],
+        columns=[
+            *("ts_ns", "dur_ns", "self_ns", "depth", "parent", "function", "complete", "kind")
+        ],
+    ).assign(pid=7, tid=1, filename=odd[2], line_number=20)
+    counts = pd.DataFrame([("inner", "a.py", 20, 2**40, 2**60)], columns=list(tables.COUNTS))
+    frames = frames_of([OUTER, INNER, NATIVE, KERNEL], [NATIVE], [odd])
+    return Recording(samples, frames, events, info, calls, counts)
 
 
 def assert_same(a, b):
-    for name in ("samples", "frames", "stacks", "events"):
+    for name in ("samples", "frames", "stacks", "events", "calls", "counts"):
         pd.testing.assert_frame_equal(getattr(a, name), getattr(b, name), check_exact=True)
     assert a.info == b.info
 
@@ -84,6 +94,8 @@ def test_columns_and_dtypes_are_those_of_the_contract(recording):
     assert recording.samples.dtypes.astype(str).to_dict() == tables.SAMPLES
     assert recording.frames.dtypes.astype(str).to_dict() == tables.FRAMES
     assert recording.events.dtypes.astype(str).to_dict() == tables.EVENTS
+    assert recording.calls.dtypes.astype(str).to_dict() == tables.CALLS
+    assert recording.counts.dtypes.astype(str).to_dict() == tables.COUNTS
     assert list(recording.stacks.columns) == [
         "stack_id",
         "depth",
@@ -123,7 +135,9 @@ def test_a_table_that_is_not_one_of_a_recording_is_refused_with_what_to_do(damag
 
 
 def test_its_repr_is_one_line_of_facts(recording):
-    assert repr(recording) == "<Recording: 4 samples of 2 threads over 2.500 s, 0 lost>"
+    bare = Recording(recording.samples, recording.frames, info=recording.info)
+    assert repr(bare) == "<Recording: 4 samples of 2 threads over 2.500 s, 0 lost>"
+    assert repr(recording).startswith("<Recording: 3 calls and 4 samples of 2 threads over")
 
 
 # Sums per function.
@@ -174,9 +188,8 @@ def test_a_thread_without_python_counts_for_its_native_functions():
 
 def test_self_times_sum_to_the_recorded_time(recording):
     stackless = 10
-    assert (
-        recording.functions()["self_ns"].sum() == recording.samples["weight_ns"].sum() - stackless
-    )
+    sampled = Recording(recording.samples, recording.frames)
+    assert sampled.functions()["self_ns"].sum() == sampled.samples["weight_ns"].sum() - stackless
 
 
 # Plain lists of dictionaries.
@@ -266,6 +279,17 @@ def test_the_saved_folder_is_read_by_any_reader_of_parquet(recording, tmp_path):
     assert json.loads(events["args"][0]) == recording.events["args"][0]
 
 
+def test_a_folder_of_version_1_is_one_without_calls(recording, tmp_path):
+    recording.save(tmp_path / "saved")
+    about = json.loads((tmp_path / "saved" / "info.json").read_text())
+    (tmp_path / "saved" / "info.json").write_text(json.dumps(about | {"version": 1}))
+    for name in ("calls", "counts"):
+        (tmp_path / "saved" / f"{name}.parquet").unlink()
+    rec = load(tmp_path / "saved")
+    pd.testing.assert_frame_equal(rec.samples, recording.samples)
+    assert rec.calls.empty
+
+
 def test_saving_again_replaces_a_recording(recording, tmp_path):
     Recording(samples_of(), frames_of()).save(tmp_path / "saved")
     recording.save(tmp_path / "saved")
@@ -298,7 +322,8 @@ def test_info_that_json_has_no_word_for_is_saved_as_what_is_nearest(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["samples.parquet", "stacks.parquet", "events.parquet", "info.json"]
+    "name",
+    [f"{x}.parquet" for x in ("samples", "stacks", "events", "calls", "counts")] + ["info.json"],
 )
 @pytest.mark.parametrize("damage", ["gone", "half", "empty", "garbage"])
 def test_a_damaged_folder_is_an_error_with_what_to_do(recording, tmp_path, name, damage):
