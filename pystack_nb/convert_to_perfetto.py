@@ -1,8 +1,8 @@
 """Write a recording as a Perfetto trace, for ui.perfetto.dev and the trace processor.
 
 Processes and threads are tracks, samples are ``PerfSample`` packets with interned call stacks,
-events are slices and instants.  Times are those of the recording, on CLOCK_MONOTONIC, and one
-clock snapshot ties that clock to the others.
+calls are slices on their threads' tracks, other events are slices and instants.  Times are
+those of the recording, on CLOCK_MONOTONIC, and one clock snapshot ties that clock to the others.
 
 Run as a program: ``python -m pystack_nb.convert_to_perfetto IN OUT``.
 """
@@ -20,6 +20,7 @@ import pandas as pd
 from pystack_nb import perfetto_trace_pb2 as pb
 from pystack_nb.conversion import run
 from pystack_nb.errors import RecordingFormatError
+from pystack_nb.perfetto_calls import call_pieces
 from pystack_nb.perfetto_tracks import Tracks, annotate, event_packets
 from pystack_nb.recording import Recording, load
 from pystack_nb.util import atomic_file, printable
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
     from collections.abc import Iterable, Iterator, Mapping
 
-SEQUENCE = 1  # all packets are of one sequence, within which names and stacks are interned
+# All packets but those of calls are of one sequence, within which names and stacks are interned.
+SEQUENCE = 1
 PACKETS_AT_ONCE = 4096
 STACKS_AT_ONCE = 512
 
@@ -55,7 +57,7 @@ def convert_to_perfetto(x: Recording | Iterable[Mapping[str, Any]]) -> bytes:
     bytes
         A serialised ``perfetto.protos.Trace``.
     """
-    return b"".join(_encoded(_packets(x)))
+    return b"".join(_pieces(x))
 
 
 def write_perfetto(
@@ -76,8 +78,14 @@ def write_perfetto(
         If it can't be written.
     """
     with atomic_file(path) as file:
-        for piece in _encoded(_packets(x)):
+        for piece in _pieces(x):
             file.write(piece)
+
+
+def _pieces(x: Recording | Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    yield from _encoded(_packets(x))
+    if isinstance(x, Recording):
+        yield from call_pieces(x.calls, Tracks.of_recording(x), SEQUENCE + 1)
 
 
 def _encoded(packets: Iterator[Any]) -> Iterator[bytes]:
@@ -122,7 +130,7 @@ def _recording_packets(recording: Recording) -> Iterator[Any]:
         packet.perf_sample.cpu = 0
         packet.perf_sample.kernel_records_lost = int(info["lost"])
         yield packet
-    yield from event_packets(recording.events, tracks)
+    yield from event_packets(recording.events, tracks, with_calls=tracks.of(recording.calls))
     yield from _line_packets(frames, int(samples["ts_ns"].max()) if len(samples) else 0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
@@ -14,7 +15,7 @@ from pystack_nb.util import printable
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from pystack_nb.recording import Recording
 
@@ -60,15 +61,27 @@ class Tracks:
 
     @classmethod
     def of_recording(cls, recording: Recording) -> Self:
-        """Collect the tracks that a recording's samples and events lie on."""
+        """Collect the tracks that a recording's samples, calls and events lie on."""
         columns = ["pid", "tid"]
         samples = recording.samples[[*columns, "comm"]].drop_duplicates(columns, keep="last")
         given = recording.info.get("thread_names") or {}
-        names = {
-            (pid, tid): str(given.get(str(tid)) or given.get(tid) or comm)
+        comms = {
+            (pid, tid): comm
             for pid, tid, comm in zip(*(samples[x].tolist() for x in samples), strict=True)
         }
-        return cls(pd.concat([samples[columns], recording.events[columns]]), names)
+        others = [recording.calls[columns].drop_duplicates(), recording.events[columns]]
+        threads = pd.concat([samples[columns], *others]).drop_duplicates()
+        names = {}
+        for pid, tid in zip(threads["pid"].tolist(), threads["tid"].tolist(), strict=True):
+            if name := given.get(str(tid)) or given.get(tid) or comms.get((pid, tid)):
+                names[pid, tid] = str(name)
+        return cls(threads, names)
+
+    @staticmethod
+    def of(table: pd.DataFrame) -> set[tuple[int, int]]:
+        """List the threads of a table, as pid and tid."""
+        distinct = table[["pid", "tid"]].drop_duplicates()
+        return set(zip(distinct["pid"].tolist(), distinct["tid"].tolist(), strict=True))
 
     def process(self, pid: int) -> int:
         """Return the uuid of a process's track."""
@@ -100,7 +113,9 @@ class Tracks:
         return printable(self._names.get((pid, tid), otherwise))
 
 
-def event_packets(events: pd.DataFrame, tracks: Tracks) -> Iterator[Any]:
+def event_packets(
+    events: pd.DataFrame, tracks: Tracks, *, with_calls: Collection[tuple[int, int]] = ()
+) -> Iterator[Any]:
     """Turn a recording's events into slices, for what lasts, and instants.
 
     Slices that overlap without nesting are laid on tracks of their own, since one track is
@@ -112,6 +127,8 @@ def event_packets(events: pd.DataFrame, tracks: Tracks) -> Iterator[Any]:
         `Recording.events`.
     tracks : Tracks
         With the threads of all of them.
+    with_calls : collection of (int, int), optional
+        Threads, by pid and tid, whose own tracks are stacks of calls.
     """
     slices: dict[tuple[int, int], list[_Event]] = {}
     for row in zip(*(events[x].tolist() for x in _Event._fields), strict=True):
@@ -123,16 +140,24 @@ def event_packets(events: pd.DataFrame, tracks: Tracks) -> Iterator[Any]:
             yield _event_packet(event, pb.TrackEvent.TYPE_INSTANT, track)
     for (pid, tid), of_thread in slices.items():
         thread = tracks.thread(pid, tid)
-        for number, lane in enumerate(_lanes(of_thread)):
+        names = _lane_names(thread_is_free=(pid, tid) not in with_calls)
+        for lane, name in zip(_lanes(of_thread), names, strict=False):
             track = thread
-            if number:
-                track = _uuid("lane", pid, tid, number)
+            if name is not None:
+                track = _uuid("lane", pid, tid, name)
                 packet = pb.TracePacket()
                 packet.track_descriptor.uuid = track
                 packet.track_descriptor.parent_uuid = thread
-                packet.track_descriptor.name = f"overlapping {number}"
+                packet.track_descriptor.name = name
                 yield packet
             yield from _slice_packets(lane, track)
+
+
+def _lane_names(*, thread_is_free: bool) -> Iterator[str | None]:
+    """Name the tracks for a thread's slices; None is the thread's own."""
+    yield None if thread_is_free else "events"
+    for number in count(1):
+        yield f"overlapping {number}"
 
 
 def annotate(annotation: Any, value: object) -> None:
