@@ -16,12 +16,12 @@
 enum { OPERAND = (1 << PST_OPERAND_BITS) - 1, ARGUMENT_SHIFT = 4, OTHER_KINDS = 15 };
 
 /* Each is compiled twice: for the first walk, and for the one that fills. */
-#define ALWAYS_INLINE  inline __attribute__((always_inline))
+#define ALWAYS_INLINE inline __attribute__((always_inline))
 
-#define TIME_MASK      ((1ull << PST_TIME_BITS) - 1)
-#define LARGEST_NS     ((double)((int64_t)1 << 61))
+#define TIME_MASK     ((1ull << PST_TIME_BITS) - 1)
+#define LARGEST_NS    ((double)((int64_t)1 << 61))
 /* So many rows for calls that go on, and two more for each word: enough but for an attack. */
-#define CONTINUED_ROWS 65536
+#define FREE_ROWS     65536
 
 static inline uint64_t word_at(const struct pairing *p, int64_t at)
 {
@@ -129,13 +129,52 @@ static ALWAYS_INLINE int enter(struct pairing *p, uint32_t code, enum call_kind 
 	return 0;
 }
 
-static ALWAYS_INLINE void leave(struct pairing *p, bool fill)
+static void move_row(struct rows *rows, int64_t from, int64_t to)
+{
+	rows->start[to] = rows->start[from];
+	rows->duration[to] = rows->duration[from];
+	rows->self[to] = rows->self[from];
+	rows->parent[to] = rows->parent[from];
+	rows->depth[to] = rows->depth[from];
+	rows->code[to] = rows->code[from];
+	rows->kind[to] = rows->kind[from];
+	rows->complete[to] = rows->complete[from];
+}
+
+/*
+ * The innermost call ends and is to have no row; what it called, which lies behind it, now
+ * belongs to the one that called it.
+ */
+static int64_t drop_row(struct pairing *p, int64_t row)
+{
+	int64_t parent = p->rows.parent[row], inside = p->found.rows - row - 1;
+
+	if (p->rows.kind[row] == CONTINUED || inside > p->moves_left) {
+		p->found.short_kept++;
+		return close_row(p, row, now_ns(p), true);
+	}
+	p->moves_left -= inside;
+	if (parent >= 0)
+		p->rows.self[parent] += p->rows.self[row];
+	for (int64_t from = row + 1; from < p->found.rows; from++) {
+		int64_t *caller = &p->rows.parent[from];
+
+		*caller = *caller == row ? parent : *caller - 1;
+		p->rows.depth[from]--;
+		move_row(&p->rows, from, from - 1);
+	}
+	p->found.rows--;
+	return parent;
+}
+
+static ALWAYS_INLINE void leave(struct pairing *p, uint32_t how, bool fill)
 {
 	struct context *c = &p->contexts[p->current];
 
 	if (c->depth > 0) {
 		if (fill)
-			c->top = close_row(p, c->top, now_ns(p), true);
+			c->top = how & PST_SHORT ? drop_row(p, c->top)
+						 : close_row(p, c->top, now_ns(p), true);
 		c->depth--;
 	} else if (c->hidden > 0) {
 		c->hidden--;
@@ -328,7 +367,7 @@ static ALWAYS_INLINE int walk_batch(struct pairing *p, const struct batch *b, bo
 		if (fill)
 			step(p, word);
 		if (kind == PST_LEAVE)
-			leave(p, fill);
+			leave(p, word >> PST_TIME_BITS & OPERAND, fill);
 		else if (enter(p, word >> PST_TIME_BITS & OPERAND,
 			       kind == PST_RESUME ? RESUME : CALL, fill))
 			return -1;
@@ -359,7 +398,7 @@ static ALWAYS_INLINE int walk(struct pairing *p, bool fill)
 {
 	int64_t first = 0;
 
-	p->continued_left = 2 * p->word_count + CONTINUED_ROWS;
+	p->continued_left = p->moves_left = 2 * p->word_count + FREE_ROWS;
 	for (int64_t i = 0; i < p->batch_count; i++) {
 		const struct batch *b = p->batches + i;
 

@@ -60,10 +60,11 @@ struct rows {
 
 struct found {
 	int64_t rows, definitions, changes;
-	int64_t unpaired; /* ends of calls that did not begin */
-	int64_t damaged;  /* words that mean nothing */
-	int64_t open;     /* calls that did not end */
-	int64_t left_out; /* open calls that went on without a row */
+	int64_t unpaired;   /* ends of calls that did not begin */
+	int64_t damaged;    /* words that mean nothing */
+	int64_t open;       /* calls that did not end */
+	int64_t left_out;   /* open calls that went on without a row */
+	int64_t short_kept; /* calls that are counted, too, and still have rows */
 	int64_t gaps, gap_ns;
 };
 
@@ -82,7 +83,8 @@ struct pairing {
 	const struct knot *knots;
 	int64_t knot_count, end_ns;
 
-	int64_t continued_left; /* rows that may still be used for calls that go on */
+	/* Rows that may still be used for calls that go on, and be moved for short ones. */
+	int64_t continued_left, moves_left;
 
 	/* Of the thread at hand. */
 	struct context *contexts;

@@ -129,11 +129,12 @@ static PyObject *pair(PyObject *module, PyObject *args)
 		return NULL;
 	p.end_ns = end_ns;
 	if (take_arrays(&p, b) && walk(&p, true))
-		result = Py_BuildValue("{sLsLsLsLsLsL}", "unpaired", (long long)p.found.unpaired,
-				       "damaged", (long long)p.found.damaged, "open",
-				       (long long)p.found.open, "left_out",
-				       (long long)p.found.left_out, "gaps", (long long)p.found.gaps,
-				       "gap_ns", (long long)p.found.gap_ns);
+		result = Py_BuildValue(
+			"{sLsLsLsLsLsLsLsL}", "rows", (long long)p.found.rows, "unpaired",
+			(long long)p.found.unpaired, "damaged", (long long)p.found.damaged, "open",
+			(long long)p.found.open, "left_out", (long long)p.found.left_out,
+			"short_kept", (long long)p.found.short_kept, "gaps",
+			(long long)p.found.gaps, "gap_ns", (long long)p.found.gap_ns);
 	release(b, ARRAYS);
 	return result;
 }

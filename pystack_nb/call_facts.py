@@ -74,6 +74,8 @@ def _notes(calls: Calls, lost: int) -> Iterator[str]:
         f"the beginning of {_many(found['unpaired'], 'call')} was not recorded": found["unpaired"],
         f"{_many(found['left_out'], 'call')} went on after a switch of stacks without being "
         "shown: there were too many switches": found["left_out"],
+        f"{_many(found['short_kept'], 'short call')} could not be taken out of the table, and "
+        "also counted": found["short_kept"],
         f"recursion came near the end of the C stack {_many(gaps, 'time')}: for "
         f"{found['gap_ns'] / 1e9:.3f} s, calls in it were not recorded": gaps,
         f"{_many(counters['no_batch'], 'thread')} too many: their calls were not "

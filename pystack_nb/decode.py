@@ -111,8 +111,9 @@ def decode(buffer: Buffer) -> Decoded:
         "incomplete_by_cause": {x: int(np.count_nonzero(y)) for x, y in flags.items()},
         "trimmed": 0,
     }
+    sent = call_records.heads[call_records.heads["comm"] != b""]
     info["thread_names"] = (
-        _thread_names(call_records.heads["tid"], *_texts(call_records.heads["comm"]))
+        _thread_names(sent["tid"], *_texts(sent["comm"]))
         | _thread_names(heads["tid"], comm, comms)
         | info["thread_names"]
     )

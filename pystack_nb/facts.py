@@ -28,9 +28,8 @@ class Facts:
     def __init__(self, records: Records) -> None:
         self._metas = _read_metas(records)
         self._client = self._first("client", None)
-        self._start = self._first("collector", "start")
-        # Without a collector, the client writes the end.
-        self._end = self._first("collector", "end") or self._first("client", "end")
+        self._start = self._first("collector", "start") or self._first("inprocess", "start")
+        self._end = self._first("collector", "end") or self._first("inprocess", "end")
         self._stats_ns, self.counters = _read_stats(records)
 
     @property

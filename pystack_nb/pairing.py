@@ -59,7 +59,8 @@ class Paired(NamedTuple):
         promoted ns``.
     found : dict of str to int
         ``unpaired``, ends of calls that did not begin; ``damaged`` words; ``open`` calls;
-        ``left_out``, calls that went on without a row; ``gaps``, and ``gap_ns`` in them.
+        ``left_out``, calls that went on without a row; ``short_kept``, calls that should
+        have none, being counted; ``gaps``, and ``gap_ns`` in them.
     """
 
     rows: dict[str, NDArray[Any]]
@@ -99,6 +100,8 @@ def pair(words: Words, batches: NDArray[Any], knots: NDArray[Any], end_ns: int) 
     found = _pairing.pair(
         words, batches, knots, end_ns, *rows.values(), defined, changed, thread_rows
     )
+    # Short calls have no rows, which is known only when they end.
+    rows = {name: column[: found["rows"]] for name, column in rows.items()}
     return Paired(rows, thread_rows, defined, changed, found)
 
 

@@ -108,6 +108,14 @@ class Word(IntEnum):
     OTHER = 3
 
 
+class Leave(IntFlag):
+    """How a call ended: ``enum pst_leave``."""
+
+    RETURNED = 0
+    RAISED = 1
+    SHORT = 2
+
+
 class OtherWord(IntEnum):
     """What an event is that is neither an entry nor an exit: ``enum pst_other``."""
 

@@ -290,6 +290,52 @@ def test_more_switches_than_anybody_needs_are_cut_and_counted():
     assert rec.info["incomplete_by_cause"]["calls-unpaired"] == 0
 
 
+# Short calls.
+
+SHORT = wire.Leave.SHORT
+
+
+def test_a_short_call_leaves_no_row_and_its_time_is_its_caller_s_own():
+    rec = of_words(
+        spools.enter(1, 100),
+        spools.enter(2, 110),
+        spools.leave(120, SHORT),
+        spools.enter(2, 130),
+        spools.leave(150),
+        spools.leave(200),
+    )
+    assert rows(rec, "ts_ns", "dur_ns", "self_ns", "parent") == [
+        (100, 100, 80, -1),
+        (130, 20, 20, 0),
+    ]
+
+
+def test_what_a_short_call_called_belongs_to_its_caller():
+    rec = of_words(
+        spools.enter(1, 100),
+        spools.enter(1, 110),
+        spools.enter(2, 120),
+        spools.enter(1, 130),
+        spools.leave(140),
+        spools.leave(150),
+        spools.leave(160, SHORT),
+        spools.leave(200),
+    )
+    columns = "ts_ns", "dur_ns", "self_ns", "depth", "parent", "function"
+    assert rows(rec, *columns) == [
+        (100, 100, 70, 0, -1, "outer"),
+        (120, 30, 20, 1, 0, "Class.inner"),
+        (130, 10, 10, 2, 1, "outer"),
+    ]
+
+
+def test_a_short_call_that_was_already_shown_in_part_stays_and_is_told():
+    words = [spools.enter(1, 100), spools.switch(1, 110), spools.switch(0, 120)]
+    rec = of_words(*words, spools.leave(130, SHORT))
+    assert rows(rec, "ts_ns", "dur_ns", "kind") == [(100, 10, "call"), (120, 10, "continued")]
+    assert any("1 short call could not" in x for x in rec.info["notes"])
+
+
 # What is told about the calls.
 
 
@@ -371,15 +417,16 @@ def test_a_client_that_records_itself_says_so_and_ends_it_itself():
     rec = recording(spools.batch(NAMES), source="inprocess")
     assert rec.info["source"] == "inprocess"
     assert rec.info["loader"] is None
-    ended = spools.spool(spools.client(), spools.meta(role="client", event="end", end_ns=5))
-    assert Recording(*decode(ended)).info["complete"] is True
+    end = spools.meta(role="inprocess", event="end", end_ns=5)
+    info = Recording(*decode(spools.spool(spools.client(), end))).info
+    assert (info["complete"], info["end_ns"]) == (True, 5)
 
 
 # Random trees, against a simple reference.
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(["enter", "enter", "leave", "resume", "switch", "lost"]),
+        st.sampled_from(["enter", "enter", "leave", "short", "resume", "switch", "lost"]),
         st.integers(0, 3),
         st.one_of(st.integers(0, 50), st.integers(0, 1 << 44)),
     ),
@@ -403,6 +450,14 @@ class Reference:
     def close(self, row, time, *, complete):
         row.update(end=time, complete=complete)
 
+    def drop(self, row):
+        inside = self.rows[[id(x) for x in self.rows].index(id(row)) + 1 :]
+        for each in inside:
+            each["n"] -= 1
+            if each["parent"] is row:
+                each["parent"] = row["parent"]
+        self.rows = [x for x in self.rows if x is not row]
+
     def abandon(self, time):
         for number, stack in self.stacks.items():
             for row in stack:
@@ -421,6 +476,12 @@ class Reference:
             self.open(argument + 1, "call" if kind == "enter" else "resume")
         elif kind == "leave" and stack:
             self.close(stack.pop(), self.last, complete=True)
+        elif kind == "short" and stack:
+            row = stack.pop()
+            if row["kind"] == "continued":
+                self.close(row, self.last, complete=True)
+            else:
+                self.drop(row)
         elif kind == "switch" and argument != self.current:
             for row in stack:
                 self.close(row, self.last, complete=True)
@@ -459,7 +520,8 @@ def words_of(events):
         time += ahead
         make = {"enter": spools.enter, "resume": spools.resume, "switch": spools.switch}
         code = argument if kind == "switch" else argument + 1
-        word = spools.leave(time) if kind == "leave" else make[kind](code, time)
+        ends = {"leave": 0, "short": SHORT}
+        word = spools.leave(time, ends[kind]) if kind in ends else make[kind](code, time)
         batches[-1] += [*spools.whole_time(time), word] if ahead > 1 << 30 else [word]
     return batches
 

@@ -59,6 +59,8 @@ CONSTANTS = {
     **{f"PST_CALLS_{x.name}": x.value for x in wire.CallCounter},
     **{f"PST_{x.name}": x.value for x in wire.ClockSource},
     **{f"PST_{x.name}": x.value for x in wire.Word},
+    "PST_RETURNED": wire.Leave.RETURNED,
+    **{f"PST_{x.name}": x.value for x in wire.Leave},
     **{f"PST_WORD_{x.name}": x.value for x in wire.OtherWord},
     **{f"PST_COUNT_{x.name}": x.value for x in wire.Counter},
     **{f"PST_{x.name}": x.value for x in wire.TextPart},
