@@ -79,7 +79,6 @@ class CellRecording:
             mode=mode, hz=options.hz, source=options.source, calls=options.calls
         )
         self._cell: dict[str, Any] = {}
-        self._ended: dict[str, str] = {}
 
     def start(self) -> None:
         """Switch the probes on.
@@ -96,7 +95,6 @@ class CellRecording:
             with suppress(ProfilerStateError):  # it may not have come to that
                 self._profiler.stop_profiling()
             raise
-        self._ended = _ended_threads()
         self._cell = {
             "pid": os.getpid(),
             "tid": threading.get_native_id(),
@@ -126,7 +124,6 @@ class CellRecording:
             recording = self._stop()
         if recording is None:
             return
-        recording.info["thread_names"] |= dict(_ended_threads().items() - self._ended.items())
         with _errors_shown():
             recording = self._trimmed(recording)
         self._core.remember(recording)
@@ -159,17 +156,6 @@ class CellRecording:
         labels = {file: self._shell.compile.format_code_name(file) for file in files}
         names = {file: label[-1] for file, label in labels.items() if label}
         return trim(recording, _machinery(), self._cell, names)
-
-
-def _ended_threads() -> dict[str, str]:
-    """Name the threads that have ended, as far as anything still refers to their objects.
-
-    The kernel knows them by the program's name alone, before Python 3.14, and threading has no
-    list of them but the one that its own tests use.
-    """
-    alive = {x.native_id for x in threading.enumerate()}
-    known = list(getattr(threading, "_dangling", ()))
-    return {str(x.native_id): x.name for x in known if x.native_id and x.native_id not in alive}
 
 
 def _mode(options: Options) -> tuple[str, str | None]:

@@ -109,6 +109,7 @@ class PyStackProfiler:
         self._may_exit = False
         self._owner = os.getpid()
         self._threads: dict[str, str] | None = None
+        self._ended_before: dict[str, str] = {}
 
     def start_profiling(self, pid: int | None = None, *, wait_python: bool = False) -> None:
         """Switch the probes on.
@@ -128,6 +129,10 @@ class PyStackProfiler:
         """
         if self._spool is not None:
             raise ProfilerStateError("this profiler is recording: call stop_profiling() first.")
+        if pid is not None and (isinstance(pid, bool) or not isinstance(pid, int)):
+            raise OptionError(
+                f"{pid!r} is no process's number: give a whole number, such as {os.getpid()}."
+            )
         own = pid in {None, os.getpid()}
         if "calls" in self._modes and not own:
             raise OptionError(
@@ -145,7 +150,8 @@ class PyStackProfiler:
                 undo.callback(client.stop)
             self._may_exit = wait_python
             self._owner = os.getpid()
-            self._threads = _thread_names() if own else None
+            self._threads = _living_threads() if own else None
+            self._ended_before = _ended_threads()
             begun = undo.pop_all()
         self._client, self._spool, self._probe = client, spool, probe
         if probe:
@@ -305,7 +311,8 @@ class PyStackProfiler:
         spool.remove()
         if self._threads is not None:
             # Before 3.14, the kernel knows threads by the program's name alone.
-            recording.info["thread_names"] |= self._threads | _thread_names()
+            ended = dict(_ended_threads().items() - self._ended_before.items())
+            recording.info["thread_names"] |= self._threads | ended | _living_threads()
         self.recording = recording
         remember(recording)
         return recording
@@ -369,8 +376,19 @@ def remember(recording: Recording) -> None:
     _kept = recording
 
 
-def _thread_names() -> dict[str, str]:
+def _living_threads() -> dict[str, str]:
     return {str(thread.native_id): thread.name for thread in threading.enumerate()}
+
+
+def _ended_threads() -> dict[str, str]:
+    """Name the threads of this process that have ended, as far as their objects live.
+
+    The kernel knows them by the program's name alone, before Python 3.14, and threading has no
+    list of them but the one that its own tests use.
+    """
+    living = {thread.native_id for thread in threading.enumerate()}
+    known = list(getattr(threading, "_dangling", ()))
+    return {str(x.native_id): x.name for x in known if x.native_id and x.native_id not in living}
 
 
 @functools.cache
@@ -422,7 +440,12 @@ def _checked_rate(hz: int) -> int:
 
 def _tell_losses(recording: Recording, result: dict[str, Any]) -> None:
     # The file had no room for the collector's own counts, which its answer has, too.
-    recording.info["lost_by_cause"] |= result["lost_by_cause"]
+    found: dict[str, int] = recording.info["lost_by_cause"]
+    told = dict(result["lost_by_cause"])
+    calls = told.pop("calls-not-copied", 0) + told.pop("calls-disk-full", 0)
+    found |= told
+    if calls:  # the reader may have missed some of the same batches
+        found["calls-lost"] = max(found.get("calls-lost", 0), calls)
     recording.info["lost"] = sum(recording.info["lost_by_cause"].values())
     recording.info["error"] = result["message"]
 

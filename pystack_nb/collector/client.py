@@ -34,7 +34,8 @@ _REPLY_SECONDS = 90.0  # the collector gives itself 60
 _RECEIVE_SIZE = 64 * 1024
 _THREE_WAYS = (
     "Run Jupyter as root; or allow this user `sudo` without a password; or run "
-    f"`{command_as_root('collector', 'install')}` once, which every user's notebooks find then."
+    f"`{command_as_root('collector', 'install')}` once, which every user's notebooks find then "
+    f"({SOCKET_VARIABLE} names another service's socket)."
 )
 
 

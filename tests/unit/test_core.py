@@ -10,7 +10,7 @@ import spools
 import pystack_nb
 
 from pystack_nb import PyStackProfiler, core
-from pystack_nb.errors import CollectorError
+from pystack_nb.errors import CollectorError, OptionError
 from pystack_nb.spool import SUFFIX, spool_folder
 
 
@@ -67,3 +67,19 @@ def test_what_was_written_is_kept_when_stopping_is_broken_off(runtime, monkeypat
     assert profiler.recording.info["target_pid"] == os.getpid()
     assert not profiler.recording.info["complete"]
     assert list(runtime.rglob(f"*{SUFFIX}")) == []
+
+
+@pytest.mark.parametrize("pid", ["12", 1.5, True])
+def test_a_pid_that_is_no_whole_number_is_refused(pid):
+    with pytest.raises(OptionError, match="no process's number"):
+        PyStackProfiler().start_profiling(pid=pid)
+
+
+@pytest.mark.parametrize("pid", [1, None])
+def test_what_a_mode_or_source_cannot_do_is_said_with_what_can(pid):
+    if pid is None:
+        with pytest.raises(OptionError, match="give mode calls alone"):
+            PyStackProfiler(mode="sample,calls", source="inprocess")
+    else:
+        with pytest.raises(OptionError, match="use mode='sample' for it"):
+            PyStackProfiler(mode="calls").start_profiling(pid=pid)
