@@ -147,6 +147,11 @@ void recorder_close(void)
 
 void recorder_forget(void)
 {
+	/*
+	 * Where the kernel has turned the site's nop into a call, this copy has the call, but not
+	 * what it leads to; without its own copy of the page it has the file's nop again.
+	 */
+	madvise((void *)((uintptr_t)pystack_probe_site & ~4095ul), 4096, MADV_DONTNEED);
 	/* Whoever held the lock is not in this process; nor are the other threads. */
 	pthread_mutex_init(&lock, NULL);
 	rec.recording = 0;
