@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from pystack_nb.errors import RecordingFormatError
 
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import pandas as pd
 
     from numpy.typing import NDArray
 
@@ -54,6 +53,25 @@ def by_thread(calls: pd.DataFrame) -> Iterator[tuple[int, int, Ints]]:
     for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
         row = order[start]
         yield int(pid[row]), int(tid[row]), order[start:stop]
+
+
+def distinct_functions(calls: pd.DataFrame) -> tuple[Ints, Ints]:
+    """Give the functions of calls numbers, from 0 in the order in which they appear.
+
+    Returns
+    -------
+    of_call : numpy.ndarray of int64, shape (n,)
+        The number of each call's function.
+    first : numpy.ndarray of int64, shape (functions,)
+        Where each function's first call stands.
+    """
+    function, filename = calls["function"].cat, calls["filename"].cat
+    key = (function.codes.to_numpy(np.int64) + 1) * (len(filename.categories) + 1)
+    key = pd.factorize(key + filename.codes.to_numpy() + 1)[0].astype(np.int64) << 32
+    of_call, distinct = pd.factorize(key + calls["line_number"].to_numpy())
+    first = np.zeros(len(distinct), np.int64)
+    first[of_call[::-1]] = np.arange(len(calls) - 1, -1, -1)
+    return of_call, first
 
 
 def steps(calls: pd.DataFrame, rows: Ints, at_once: int = ROWS_AT_ONCE) -> Iterator[Steps]:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from pystack_nb import perfetto_trace_pb2 as pb
 from pystack_nb import tables
-from pystack_nb.nesting import by_thread, steps
+from pystack_nb.nesting import by_thread, distinct_functions, steps
 from pystack_nb.util import printable
 
 
@@ -70,12 +70,7 @@ class _Functions:
     """What packets say of calls by number: numbers of functions, of kinds, and whether whole."""
 
     def __init__(self, calls: pd.DataFrame) -> None:
-        function, filename = calls["function"].cat, calls["filename"].cat
-        key = function.codes.to_numpy(np.int64) * (len(filename.categories) + 1)
-        key = pd.factorize(key + filename.codes.to_numpy())[0].astype(np.int64) << 32
-        self.of_call, distinct = pd.factorize(key + calls["line_number"].to_numpy())
-        first = np.zeros(len(distinct), np.int64)
-        first[self.of_call[::-1]] = np.arange(len(calls) - 1, -1, -1)
+        self.of_call, first = distinct_functions(calls)
         named = calls.iloc[first]
         self._rows = [named[x].tolist() for x in ("function", "filename", "line_number")]
         kinds = calls["kind"].cat

@@ -47,7 +47,8 @@ def plot_timeline(
     Parameters
     ----------
     recording : Recording
-        Any number of samples; what is shorter than a pixel is merged.
+        Any number of calls and samples; what is shorter than a pixel is merged.  Threads that
+        have calls are drawn by them, the others by their samples.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new figure of a fitting height by default.  It is not registered
         with pyplot, so nothing has to be closed.
@@ -80,7 +81,7 @@ def plot_timeline(
     for side in ("top", "right", "left"):
         ax.spines[side].set_visible(False)
     if not timeline.rows:
-        ax.text(0.5, 0.5, "no samples", transform=ax.transAxes, ha="center", va="center")
+        ax.text(0.5, 0.5, "nothing recorded", transform=ax.transAxes, ha="center", va="center")
     _name_rows(ax, timeline)
     _draw_slices(ax, timeline, unit)
     if notes := hidden(timeline):

@@ -29,7 +29,7 @@ def mimebundle(recording: Recording) -> dict[str, str]:
         ``text/html`` and ``text/plain``.  Names in the HTML are escaped: they come from
         whatever process was recorded.
     """
-    top = top_functions(recording) if len(recording.samples) else []
+    top = top_functions(recording) if len(recording.samples) or len(recording.calls) else []
     return {"text/html": html(recording, top), "text/plain": summary(recording, top)}
 
 
@@ -37,7 +37,7 @@ def html(recording: Recording, top: list[Top]) -> str:
     """Write the facts, the functions that took the most time and the timeline as HTML."""
     parts = [f"<div><div>{markup(facts(recording))}</div>"]
     parts += [f'<div style="{WARNING}">{markup(text)}</div>' for text in warnings(recording)]
-    if len(recording.samples):
+    if top:
         parts += [_functions(top), timeline_svg(recording)]
     parts.append("</div>")
     return "".join(parts)
@@ -45,7 +45,10 @@ def html(recording: Recording, top: list[Top]) -> str:
 
 def _functions(top: list[Top]) -> str:
     rows = []
+    called = any(x.ncalls is not None for x in top)
     for x in top:
+        ncalls = "" if x.ncalls is None else f"{x.ncalls:,}"
+        calls = f'<td style="{NUMBER}">{ncalls}</td>' if called else ""
         swatch = colour(x.kind, x.function, x.filename)
         where = f"{x.filename}:{x.line_number}" if x.line_number else x.filename
         rows.append(
@@ -53,6 +56,7 @@ def _functions(top: list[Top]) -> str:
             f'<td style="{NUMBER}">{x.self_share:.1%}</td>'
             f'<td style="{NUMBER}">{duration(x.total_ns)}</td>'
             f'<td style="{NUMBER}">{x.total_share:.1%}</td>'
+            f"{calls}"
             f'<td style="{NAME}"><span style="display:inline-block;width:9px;height:9px;'
             f'margin-right:6px;background:{swatch}"></span>{markup(label(x.function, 60))}</td>'
             f'<td style="{NAME};opacity:.8" title="{markup(where)}">'
@@ -65,6 +69,7 @@ def _functions(top: list[Top]) -> str:
             ("", NUMBER),
             ("total", NUMBER),
             ("", NUMBER),
+            *([("calls", NUMBER)] if called else []),
             ("function", NAME),
             ("where", NAME),
         )

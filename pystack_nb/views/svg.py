@@ -37,7 +37,7 @@ def timeline_svg(recording: Recording) -> str:
     Parameters
     ----------
     recording : Recording
-        Any number of samples; what is shorter than a pixel is merged.
+        Any number of calls and samples; what is shorter than a pixel is merged.
 
     Returns
     -------
@@ -65,7 +65,8 @@ def _draw(timeline: Timeline) -> str:
     for number, row in enumerate(timeline.rows):
         y = AXIS + row.top * LEVEL + number * ROW_GAP
         parts.append(
-            f"<g><title>{markup(row.name)}, thread {row.tid}: {row.samples:,} samples</title>"
+            f"<g><title>{markup(row.name)}, thread {row.tid}: "
+            f"{many(row.size, row.unit)}</title>"
             f'<rect x="0" y="{y - ROW_GAP / 2:g}" width="{WIDTH}" height="0.5" opacity=".4"/>'
             f'<text x="4" y="{y + 11}">{markup(label(row.name, 20))}</text>'
             f'<text x="4" y="{y + 23}" font-size="9" opacity=".7">'
@@ -109,15 +110,16 @@ def _slices(timeline: Timeline) -> list[str]:
         NAMES + (table["ts_ns"] - timeline.start_ns) * scale,
         (table["dur_ns"] * scale).clip(lower=0.8),
         AXIS + table["level"] * LEVEL + table["tid"].map(gaps),
-        *(table[x] for x in ("kind", "function", "filename", "line_number", "dur_ns", "samples")),
+        *(table[x] for x in ("kind", "function", "filename", "line_number", "dur_ns", "count")),
+        table["unit"],
     )
     parts = []
-    for x, width, y, kind, function, filename, line, dur_ns, samples in zip(
+    for x, width, y, kind, function, filename, line, dur_ns, count, unit in zip(
         *(column.tolist() for column in columns), strict=True
     ):
         tip = (
             f"{shorten(function, 80)}\n{shorten(place(filename, line), 80)}\n"
-            f"{duration(dur_ns)}, {samples:,} samples"
+            f"{duration(dur_ns)}, {_content(count, unit)}"
         )
         text = label(function, (width - 5) / CHAR)
         if text:
@@ -127,6 +129,11 @@ def _slices(timeline: Timeline) -> list[str]:
             f'height="{LEVEL - 1}" fill="{colour(kind, function, filename)}"/>{text}</g>'
         )
     return parts
+
+
+def _content(count: int, unit: str) -> str:
+    merged = " that are too short to draw, most of their time in this one"
+    return many(count, unit) + (merged if unit == "call" and count > 1 else "")
 
 
 def _x(timeline: Timeline, ts_ns: int) -> float:

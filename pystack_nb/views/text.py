@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
-from pystack_nb.views.timeline import GAP_PERIODS, extent, period_ns, spread, threads
+from pystack_nb import tables
+from pystack_nb.views.lanes import lanes
+from pystack_nb.views.timeline import extent
 from pystack_nb.views.wording import duration, label, many, place, shorten, visible
 
 
@@ -15,10 +16,8 @@ if TYPE_CHECKING:
     from pystack_nb.recording import Recording
 
 FUNCTIONS = 10
-THREADS = 8
-COLUMNS = 72
+DEMOTED = 5
 KEYS = "123456789abcdefghijklmnopqrstuvwxyz"
-OTHER = "·"
 
 
 def summary(recording: Recording, top: list[Top] | None = None) -> str:
@@ -38,19 +37,29 @@ def summary(recording: Recording, top: list[Top] | None = None) -> str:
         ran when: lines of at most about 100 characters.
     """
     lines = [facts(recording), *warnings(recording)]
-    if len(recording.samples):
+    if len(recording.samples) or len(recording.calls):
         top = top_functions(recording) if top is None else top
-        lines += ["", *_table(top), "", *_timeline(recording, top)]
+        keys = {
+            (x.function, x.filename, x.line_number): key for x, key in zip(top, KEYS, strict=False)
+        }
+        lines += ["", *_table(top), "", *lanes(recording, keys)]
     return visible("\n".join(lines))
 
 
 def facts(recording: Recording) -> str:
-    """Say in one line how long, how many samples, and at which rate."""
-    info, samples = recording.info, recording.samples
+    """Say in one line how long, how many calls and samples, and at which rate."""
+    info, samples, calls = recording.info, recording.samples, recording.calls
     start_ns, end_ns = extent(recording)
     parts = [duration(info.get("wall_ns") or end_ns - start_ns)]
-    threads = samples["tid"].nunique()
-    parts.append(f"{many(len(samples), 'sample')} of {many(threads, 'thread')}")
+    threads = len({*samples["tid"].unique(), *calls["tid"].unique()})
+    modes = str(info.get("mode", "sample")).split(",")
+    counted = int(recording.counts["ncalls"].sum())
+    found = [
+        many(len(calls), "call") if "calls" in modes or len(calls) else "",
+        f"{counted:,} only counted" if counted else "",
+        many(len(samples), "sample") if "sample" in modes or len(samples) else "",
+    ]
+    parts.append(f"{', '.join(x for x in found if x)} of {many(threads, 'thread')}")
     hz = info.get("hz") or {}
     asked, reached = hz.get("asked"), hz.get("reached")
     if asked:
@@ -73,24 +82,55 @@ def warnings(recording: Recording) -> list[str]:
         found.append(f"The recording ended with an error: {info['error']}")
     elif not info.get("complete", True):
         found.append("The recording was cut short: what follows is its beginning.")
-    found += [str(note) for note in info.get("notes") or ()]
-    if not len(recording.samples):
-        asked = (info.get("hz") or {}).get("asked")
-        now = f" above {asked:g}" if asked else ""
+    if info.get("source") == "inprocess":
         found.append(
-            "No samples: the code was waiting, or used less CPU time than lies between two "
-            f"samples. Raise --hz{now}, or record something that runs longer."
+            "Recorded by the process itself, as asked (source inprocess): "
+            "there is nothing of the kernel's in it."
         )
+    found += [str(note) for note in info.get("notes") or ()]
+    found += _demoted(recording)
+    if not len(recording.samples) and not len(recording.calls):
+        found.append(_nothing(info))
     return found
 
 
+def _demoted(recording: Recording) -> list[str]:
+    demoted = recording.info.get("demoted") or []
+    if not demoted:
+        return []
+    start_ns, _ = extent(recording)
+    most = sorted(demoted, key=lambda x: -x["counted"])
+    told = [
+        f"{x['function']} ({place(x['filename'], x['line_number'])}) "
+        f"{many(x['counted'], 'call')} from {duration(max(x['since_ns'] - start_ns, 0))} on"
+        for x in most[:DEMOTED]
+    ]
+    more = [f"and {len(most) - DEMOTED} more"] if len(most) > DEMOTED else []
+    return [
+        f"Counted and not shown one by one, to keep the cost down: {'; '.join([*told, *more])}."
+    ]
+
+
+def _nothing(info: dict[str, Any]) -> str:
+    asked = (info.get("hz") or {}).get("asked")
+    now = f" above {asked:g}" if asked else ""
+    modes = str(info.get("mode", "sample")).split(",")
+    if "sample" not in modes:
+        return "No calls: no Python function was called that is not excluded. Check the filters."
+    return (
+        "No samples: the code was waiting, or used less CPU time than lies between two "
+        f"samples. Raise --hz{now}, or record something that runs longer."
+    )
+
+
 class Top(NamedTuple):
-    """One function of those that took the most time; shares are of all sampled time."""
+    """One function of those that took the most time; shares are of all recorded time."""
 
     kind: str
     function: str
     filename: str
     line_number: int
+    ncalls: int | None
     self_ns: int
     total_ns: int
     self_share: float
@@ -99,98 +139,61 @@ class Top(NamedTuple):
 
 def top_functions(recording: Recording) -> list[Top]:
     """Take the functions with the most time of their own, from `Recording.functions`."""
-    table = recording.functions().head(FUNCTIONS)
-    whole = max(int(recording.samples["weight_ns"].sum()), 1)
-    frames = recording.frames
-    named = frames[frames["function"].isin(table["function"])]
-    kinds = dict(
-        zip(
-            zip(named["function"], named["filename"], strict=True),
-            named["kind"],
-            strict=True,
-        )
-    )
-    columns = ("function", "filename", "line_number", "self_ns", "total_ns")
+    every = recording.functions()
+    whole = max(int(every["self_ns"].sum()), 1)
+    table = every.head(FUNCTIONS)
+    kinds = _kinds(recording, table)
+    columns = ("function", "filename", "line_number", "ncalls", "self_ns", "total_ns")
     return [
         Top(
-            kinds[function, filename],
+            kinds.get((function, filename), "python"),
             function,
             filename,
             line,
+            None if ncalls is pd.NA else ncalls,
             own,
             total,
             own / whole,
             total / whole,
         )
-        for function, filename, line, own, total in zip(
+        for function, filename, line, ncalls, own, total in zip(
             *(table[x].tolist() for x in columns), strict=True
         )
     ]
 
 
-def _table(top: list[Top]) -> list[str]:
-    lines = ["      self         total         function"]
-    lines += [
-        f"  {key}  {duration(x.self_ns):>8} {x.self_share:>4.0%}"
-        f" {duration(x.total_ns):>8} {x.total_share:>4.0%}"
-        f"  {label(x.function, 32):<32}  {shorten(place(x.filename, x.line_number), 36)}"
-        for key, x in zip(KEYS, top, strict=False)
+def _kinds(recording: Recording, table: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """Tell which functions are not Python's, by name and file."""
+    frames, calls = recording.frames, recording.calls
+    key = ["function", "filename"]
+    parts = [
+        calls.loc[calls["kind"] == tables.C_CALL, key].drop_duplicates().assign(kind="native"),
+        frames.loc[(frames["kind"] != "python"), [*key, "kind"]],
     ]
-    return lines
-
-
-def _timeline(recording: Recording, top: list[Top]) -> list[str]:
-    """Draw a line per thread; a column shows the function that was innermost most often in it."""
-    samples, shown = recording.samples, threads(recording)[:THREADS]
-    start_ns, end_ns = extent(recording)
-    function_of, key_of = _leaves(recording, top)
-    function = samples["stack_id"].map(function_of).fillna(-1).to_numpy(np.int64) + 1
-    tid, ts, period = samples["tid"].to_numpy(), samples["ts_ns"].to_numpy(), period_ns(recording)
-    lines = []
-    for thread in shown:
-        own = tid == thread.tid
-        # Each sample stands for the time up to the next one, or for a period before a gap.
-        start = ts[own] - start_ns
-        following = np.append(start[1:], start[-1] + period)
-        end = np.where(following - start <= GAP_PERIODS * period, following, start + period)
-        first, last = (x * COLUMNS // (end_ns - start_ns) for x in (start, end - 1))
-        sample, column = spread(first.clip(0, COLUMNS - 1), last.clip(0, COLUMNS - 1) + 1)
-        votes = np.zeros((COLUMNS, int(function.max()) + 1), np.int32)
-        np.add.at(votes, (column, function[own][sample]), 1)
-        cells = [
-            key_of.get(winner - 1, OTHER) if running else " "
-            for winner, running in zip(
-                votes.argmax(axis=1).tolist(), votes.max(axis=1).tolist(), strict=True
-            )
-        ]
-        lines.append(f"  {label(thread.name, 15):<15} |{''.join(cells)}|")
-    if (more := samples["tid"].nunique() - len(shown)) > 0:
-        lines.append(f"  and {many(more, 'less busy thread')}")
-    lines.append(f"  {'':<15}  0{duration(end_ns - start_ns):>{COLUMNS - 1}}")
-    lines.append(f"  {OTHER} another function   blank: not running")
-    return lines
-
-
-def _leaves(recording: Recording, top: list[Top]) -> tuple[pd.Series, dict[int, str]]:
-    """Give the functions that stacks' time belongs to numbers, and their keys in the table.
-
-    As in `Recording.functions`, that is the innermost Python frame, where there is one.
-    """
-    frames = recording.frames
-    stack = frames["stack_id"].to_numpy()
-    python = (frames["kind"] == "python").to_numpy()
-    relevant = np.flatnonzero(python | ~np.isin(stack, stack[python]))
-    innermost = relevant[np.diff(stack[relevant], append=-1) != 0]
-    leaves = frames.iloc[innermost]
-    columns = (leaves[x].tolist() for x in ("function", "filename", "first_line"))
-    names = list(zip(*columns, strict=True))
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    keys = {
-        numbers[x.function, x.filename, x.line_number]: key
-        for x, key in zip(top, KEYS, strict=False)
-        if (x.function, x.filename, x.line_number) in numbers
+    kinds = {
+        (function, filename): kind
+        for part in parts
+        for function, filename, kind in zip(*(part[x].tolist() for x in part), strict=True)
     }
-    return pd.Series([numbers[x] for x in names], index=leaves["stack_id"].to_numpy()), keys
+    # A module may have a function in C and one of the same name in Python.
+    return {x: kinds[x] for x in zip(*(table[y] for y in key), strict=True) if x in kinds}
+
+
+def _table(top: list[Top]) -> list[str]:
+    """Write the functions as lines; where calls were recorded, with how many of them."""
+    called = any(x.ncalls is not None for x in top)
+    room, place_room = (28, 30) if called else (32, 36)
+    head = f"        {'calls':>12}  function" if called else "         function"
+    lines = [f"      self         total{head}"]
+    for key, x in zip(KEYS, top, strict=False):
+        ncalls = "" if x.ncalls is None else f"{x.ncalls:,}"
+        lines.append(
+            f"  {key}  {duration(x.self_ns):>8} {x.self_share:>4.0%}"
+            f" {duration(x.total_ns):>8} {x.total_share:>4.0%}{f'{ncalls:>12}' if called else ''}"
+            f"  {label(x.function, room):<{room}}"
+            f"  {shorten(place(x.filename, x.line_number), place_room)}"
+        )
+    return lines
 
 
 def _causes(by_cause: dict[str, int] | None) -> str:

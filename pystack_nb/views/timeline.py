@@ -1,7 +1,8 @@
 """Where everything stands on a timeline: threads as rows, time across, stack depth inside a row.
 
-Samples become slices: as long as consecutive samples of a thread have the same outermost frames,
-these frames are drawn as one stretch.  Nothing here draws.
+Calls are slices as they are; of threads that have none, samples become slices: as long as
+consecutive samples of a thread have the same outermost frames, these frames are drawn as one
+stretch.  Nothing here draws.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+
+from pystack_nb.views.call_slices import CallSlices
+from pystack_nb.views.threads import Thread, calling_threads, threads
 
 
 if TYPE_CHECKING:
@@ -25,20 +29,13 @@ FEWEST_COLUMNS = 400
 GAP_COLUMNS = 3.0  # nor is less than this drawn as a gap
 
 
-class Thread(NamedTuple):
-    """A thread that has samples."""
-
-    tid: int
-    name: str
-    samples: int
-
-
 class Row(NamedTuple):
     """A thread's place: `levels` levels of depth from level `top` down."""
 
     tid: int
     name: str
-    samples: int
+    size: int
+    unit: str
     top: int
     levels: int
 
@@ -52,9 +49,12 @@ class Timeline:
     start_ns, end_ns : int
         What the time axis spans.
     rows : list of Row
-        From the top: the main thread, then the others, busiest first.
+        From the top: the main thread, then the others, busiest first; those with calls
+        stand above those that have samples alone.
     slices : pandas.DataFrame
-        As from `slices`, with ``level``, the vertical place in the whole picture.
+        Columns ``tid depth ts_ns dur_ns kind function filename line_number count unit level``.
+        The last is the vertical place in the whole picture; ``count`` tells how many calls
+        or samples, which ``unit`` says, the slice stands for.
     hidden_threads, hidden_slices, hidden_levels : int
         How many did not fit; levels, of the deepest stack of a thread that is shown.
     """
@@ -97,11 +97,16 @@ def layout(
         Where there are more, more is merged; of what is still too many the longest are kept.
     """
     start_ns, end_ns = extent(recording)
-    every = threads(recording)
+    every = all_threads(recording)
     shown = every[:max_threads]
+    calling = [thread for thread in shown if thread.unit == "call"]
+    calls = CallSlices(recording, calling, max_depth) if calling else None
+    sampled = [thread.tid for thread in shown if thread.unit == "sample"]
     while True:
-        table = slices(recording, columns=columns, max_depth=max_depth)
-        table = table[table["tid"].isin([thread.tid for thread in shown])]
+        parts = [_sampled(recording, sampled, columns, max_depth)]
+        if calls:
+            parts.insert(0, calls.merge(start_ns, (end_ns - start_ns) / columns))
+        table = pd.concat([x for x in parts if len(x)] or parts)
         count = len(table)
         if count <= max_slices or columns < FEWEST_COLUMNS:
             break
@@ -127,8 +132,21 @@ def layout(
         table,
         hidden_threads=len(every) - len(shown),
         hidden_slices=count - len(table),
-        hidden_levels=max(_deepest(recording, [thread.tid for thread in shown]) - max_depth, 0),
+        hidden_levels=max(_deepest(recording, shown) - max_depth, 0),
     )
+
+
+def all_threads(recording: Recording) -> list[Thread]:
+    """List the threads that have calls, and then those that have samples alone."""
+    calling = calling_threads(recording) if len(recording.calls) else []
+    tids = {thread.tid for thread in calling}
+    return calling + [thread for thread in threads(recording) if thread.tid not in tids]
+
+
+def _sampled(recording: Recording, tids: list[int], columns: int, max_depth: int) -> pd.DataFrame:
+    table = slices(recording, columns=columns, max_depth=max_depth)
+    table = table[table["tid"].isin(tids)].rename(columns={"samples": "count"})
+    return table.assign(unit="sample")
 
 
 def slices(
@@ -213,25 +231,6 @@ def slices(
     return table.sort_values(["tid", "depth", "ts_ns"], kind="stable", ignore_index=True)
 
 
-def threads(recording: Recording) -> list[Thread]:
-    """List the threads that have samples: the main one, then the others, busiest first."""
-    tid, samples = recording.samples["tid"].to_numpy(), recording.samples
-    tids, last, counts = np.unique(tid[::-1], return_index=True, return_counts=True)
-    of_each = samples.iloc[len(tid) - 1 - last]
-    given = recording.info.get("thread_names") or {}
-    found = [
-        (number != pid, Thread(number, str(given.get(str(number)) or comm), count))
-        for number, pid, comm, count in zip(
-            tids.tolist(),
-            of_each["pid"].tolist(),
-            of_each["comm"].tolist(),
-            counts.tolist(),
-            strict=True,
-        )
-    ]
-    return [x for _, x in sorted(found, key=lambda x: (x[0], -x[1].samples))]
-
-
 def extent(recording: Recording) -> tuple[int, int]:
     """Return what the time axis spans: from the recording's start to its end, ns."""
     ts = recording.samples["ts_ns"]
@@ -239,6 +238,9 @@ def extent(recording: Recording) -> tuple[int, int]:
     bounds = [int(x) for x in (info.get("start_ns"), info.get("end_ns")) if x]
     if len(ts):
         bounds += [int(ts.iloc[0]), int(ts.iloc[-1]) + period_ns(recording)]
+    calls = recording.calls
+    if len(calls):
+        bounds += [int(calls["ts_ns"].iloc[0]), int((calls["ts_ns"] + calls["dur_ns"]).max())]
     start = min(bounds, default=0)
     return start, max([*bounds, start + 1])
 
@@ -250,10 +252,16 @@ def period_ns(recording: Recording) -> int:
     return max(int(np.median(weights)) if len(weights) else 0, int(1e9 / reached) if reached else 1)
 
 
-def _deepest(recording: Recording, tids: list[int]) -> int:
-    samples, frames = recording.samples, recording.frames
+def _deepest(recording: Recording, shown: list[Thread]) -> int:
+    samples, frames, calls = recording.samples, recording.frames, recording.calls
+    tids = [thread.tid for thread in shown if thread.unit == "sample"]
     drawn = frames["stack_id"].isin(samples.loc[samples["tid"].isin(tids), "stack_id"])
-    return int(frames.loc[drawn, "depth"].max()) + 1 if drawn.any() else 0
+    deepest = [int(frames.loc[drawn, "depth"].max()) + 1] if drawn.any() else [0]
+    if len(calls):
+        of_each = calls.groupby("tid", sort=False)["depth"].max()
+        calling = of_each.index.isin([x.tid for x in shown if x.unit == "call"])
+        deepest += [int(x) + 1 for x in of_each[calling]]
+    return max(deepest)
 
 
 class _Stacks:

@@ -68,7 +68,7 @@ def test_it_is_drawn_into_axes_that_are_given(recording):
 def test_nothing_recorded_is_said():
     figure = plot_timeline(make_recording([]))
     figure.savefig(io.BytesIO(), format="png")
-    assert "no samples" in texts(figure)
+    assert "nothing recorded" in texts(figure)
 
 
 def test_what_is_left_out_is_said():

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import PERIOD_NS, PID, START_NS, frame, make_recording
 
-from pystack_nb.views.timeline import layout, slices, threads
+from pystack_nb.views.threads import threads
+from pystack_nb.views.timeline import layout, slices
 
 
 HZ = {"asked": 1000, "reached": 1000}
@@ -136,9 +137,9 @@ def test_the_main_thread_comes_first_then_the_busiest():
         thread_names={"102": "ThreadPoolExecutor-0_0"},
     )
     assert threads(recording) == [
-        (PID, "main", 1),
-        (102, "ThreadPoolExecutor-0_0", 2),
-        (101, "worker-101", 1),
+        (PID, "main", 1, "sample"),
+        (102, "ThreadPoolExecutor-0_0", 2, "sample"),
+        (101, "worker-101", 1, "sample"),
     ]
 
 

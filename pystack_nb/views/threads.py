@@ -1,0 +1,55 @@
+"""The threads of a recording, in the order in which every view shows them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+
+if TYPE_CHECKING:
+    from pystack_nb.recording import Recording
+
+
+class Thread(NamedTuple):
+    """A thread that has `size` calls, or else samples."""
+
+    tid: int
+    name: str
+    size: int
+    unit: str = "sample"
+
+
+def threads(recording: Recording) -> list[Thread]:
+    """List the threads that have samples: the main one, then the others, busiest first."""
+    tid, samples = recording.samples["tid"].to_numpy(), recording.samples
+    tids, last, counts = np.unique(tid[::-1], return_index=True, return_counts=True)
+    of_each = samples.iloc[len(tid) - 1 - last]
+    given = recording.info.get("thread_names") or {}
+    found = [
+        (number != pid, Thread(number, str(given.get(str(number)) or comm), count))
+        for number, pid, comm, count in zip(
+            tids.tolist(),
+            of_each["pid"].tolist(),
+            of_each["comm"].tolist(),
+            counts.tolist(),
+            strict=True,
+        )
+    ]
+    return [x for _, x in sorted(found, key=lambda x: (x[0], -x[1].size))]
+
+
+def calling_threads(recording: Recording) -> list[Thread]:
+    """List the threads that have calls, in that order; the busiest spend the most time in them."""
+    calls = recording.calls
+    names = {x.tid: x.name for x in threads(recording)}
+    given = recording.info.get("thread_names") or {}
+    groups = calls.groupby("tid", sort=False)
+    table = groups.agg(pid=("pid", "first"), busy=("self_ns", "sum"), count=("pid", "size"))
+    found: list[tuple[Any, Thread]] = []
+    for tid, pid, busy, count in zip(
+        table.index.tolist(), *(table[x].tolist() for x in table), strict=True
+    ):
+        name = str(given.get(str(tid)) or names.get(tid) or ("main" if tid == pid else "thread"))
+        found.append(((tid != pid, -busy), Thread(tid, name, count, "call")))
+    return [x for _, x in sorted(found)]
