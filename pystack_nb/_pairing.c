@@ -248,8 +248,9 @@ static int switch_to(struct pairing *p, uint32_t number, bool fill)
 
 static void end_gap(struct pairing *p, int64_t ns)
 {
-	if (p->gap_from >= 0)
-		p->found.gap_ns += ns - p->gap_from;
+	if (p->gap_from >= 0 &&
+	    __builtin_add_overflow(p->found.gap_ns, ns - p->gap_from, &p->found.gap_ns))
+		p->found.gap_ns = INT64_MAX; /* of damaged threads */
 	p->gap_from = -1;
 }
 

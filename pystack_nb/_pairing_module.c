@@ -141,9 +141,11 @@ static PyObject *pair(PyObject *module, PyObject *args)
 
 struct summing {
 	int64_t rows, keys;
-	const int64_t *order, *parent, *key, *duration, *self;
+	const int64_t *order, *parent, *key;
 	const uint8_t *counted;
-	int64_t *calls, *total, *own;
+	/* Without a sign: damaged tables may overflow them. */
+	const uint64_t *duration, *self;
+	uint64_t *calls, *total, *own;
 	int64_t *stack, *open;
 };
 

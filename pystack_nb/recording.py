@@ -105,8 +105,8 @@ class Recording:
             ``line_number`` (the function's first; 0 for native), ``ncalls`` (missing:
             samples do not count calls; a generator's resume is one), ``total_ns``,
             ``self_ns``, ``samples``, the number in which the function was on the stack, and
-            ``counted``, how many of ``ncalls`` were only counted: their time is in
-            ``total_ns``, and in the ``self_ns`` of whoever called them.
+            ``counted``, how many of ``ncalls`` were only counted: their time, where it was
+            measured, is in ``total_ns``, and it is in the ``self_ns`` of whoever called them.
         """
         return sum_up(self.samples, self.frames, self.calls, self.counts)
 
