@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import glob
 import importlib
 import os
 import platform
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 MAX_EVENTS = 50_000_000
 SOURCES = ("ebpf", "inprocess")
 _CALL_NS = 50.0
-_HIDDEN = str(Path(__file__).parent.parent / "*")
+_HIDDEN = glob.escape(str(Path(__file__).parent.parent)) + "/*"
 _SUPPORTED = ("3.11", "3.12", "3.13")
 
 
@@ -94,9 +95,12 @@ class Probe:
     ------
     ProbeError
         When there is no probe for this interpreter.
+    ProfilerStateError
+        When the probe can't be tried now, since something else in this process is in its place.
     """
 
     def __init__(self, options: CallOptions) -> None:
+        self._started = False
         self._module, self._init = load()
         self._options = options
         self.site: int = self._module.site()
@@ -140,13 +144,13 @@ class Probe:
                 (_HIDDEN,),
             )
         except (RuntimeError, ValueError) as error:
-            raise ProfilerStateError(
-                f"calls can't be recorded now ({error}): stop the other tool first."
-            ) from None
+            raise _in_the_way(error) from None
+        self._started = True
 
     def stop(self) -> None:
         """Record no more; what is left in the shared memory stays until `close`."""
-        self._module.stop()
+        if self._started:  # else the recording is another one's
+            self._module.stop()
 
     def close(self) -> None:
         """Let go of the shared memory; the in-process source writes what was left there.
@@ -157,8 +161,12 @@ class Probe:
             When the file took no more.
         """
         fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
+        if fd < 0:
+            return
+        os.close(fd)
+        if self._started:
+            self._started = False
+            self._module.stop()
             self._module.close()
 
 
@@ -176,6 +184,8 @@ def load() -> tuple[ModuleType, bool]:
     ------
     ProbeError
         When it was not built for this interpreter, or does not work in it.
+    ProfilerStateError
+        When something else in this process is in its place.
     """
     try:
         module = importlib.import_module("pystack_nb.probe._probe")
@@ -190,9 +200,16 @@ def load() -> tuple[ModuleType, bool]:
             f"the probe was not built for this interpreter ({error}): run `make setup`, or "
             "install pystack-nb with this Python's pip; or use --mode sample."
         ) from None
-    init = not sees_init(module)
-    check(module, init=init)
+    try:
+        init = not sees_init(module)
+        check(module, init=init)
+    except (RuntimeError, ValueError) as error:
+        raise _in_the_way(error) from None
     return module, init
+
+
+def _in_the_way(error: Exception) -> ProfilerStateError:
+    return ProfilerStateError(f"calls can't be recorded now ({error}): stop the other tool first.")
 
 
 def counter_is_constant() -> bool:

@@ -45,25 +45,20 @@ static int set_patterns(struct patterns *patterns, PyObject *globs)
 	return 0;
 }
 
-static void count_interpreters(void)
+static void count_interpreters(bool begins)
 {
-	uint64_t others = 0;
+	static int64_t next_id, others;
 
-	for (PyInterpreterState *i = PyInterpreterState_Head(); i; i = PyInterpreterState_Next(i))
-		others += i != PyInterpreterState_Get();
-	if (others > rec.shared->counters[PST_CALLS_INTERPRETERS])
-		rec.shared->counters[PST_CALLS_INTERPRETERS] = others;
-}
-
-static void after_fork_in_parent(void)
-{
-	if (rec.recording)
-		rec.shared->counters[PST_CALLS_FORKS]++;
-}
-
-static void after_fork_in_child(void)
-{
-	recorder_forget();
+	if (begins) {
+		next_id = _PyRuntime.interpreters.next_id;
+		others = 0;
+		for (PyInterpreterState *i = PyInterpreterState_Head(); i;
+		     i = PyInterpreterState_Next(i))
+			others += i != PyInterpreterState_Get();
+	}
+	/* Also those that have come and gone since. */
+	rec.shared->counters[PST_CALLS_INTERPRETERS] =
+		others + _PyRuntime.interpreters.next_id - next_id;
 }
 
 PyDoc_STRVAR(prepare_doc, "prepare(fd, tsc)\n--\n\n"
@@ -77,13 +72,25 @@ static PyObject *prepare(PyObject *module, PyObject *args)
 	(void)module;
 	if (!PyArg_ParseTuple(args, "ip", &fd, &tsc))
 		return NULL;
-	rec.clock = tsc ? PST_TSC : PST_MONOTONIC;
-	error = recorder_prepare(fd, rec.clock);
+	if (!rec.shared)
+		rec.clock = tsc ? PST_TSC : PST_MONOTONIC;
+	error = recorder_prepare(fd, tsc ? PST_TSC : PST_MONOTONIC);
 	if (error) {
 		errno = error;
 		return PyErr_SetFromErrno(PyExc_OSError);
 	}
 	Py_RETURN_NONE;
+}
+
+/* Take back what was switched on, and keep the exception. */
+static void abandon(void)
+{
+	PyObject *type, *value, *traceback;
+
+	PyErr_Fetch(&type, &value, &traceback);
+	monitor_stop();
+	PyErr_Clear();
+	PyErr_Restore(type, value, traceback);
 }
 
 PyDoc_STRVAR(start_doc,
@@ -112,6 +119,10 @@ static PyObject *start(PyObject *module, PyObject *args)
 		PyErr_SetString(PyExc_RuntimeError, "calls are being recorded already");
 		return NULL;
 	}
+	if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
+		PyErr_SetString(PyExc_RuntimeError, "this is a sub-interpreter");
+		return NULL;
+	}
 	if (set_patterns(&filters.include, include) || set_patterns(&filters.exclude, exclude) ||
 	    set_patterns(&filters.hidden, hidden))
 		return NULL;
@@ -122,18 +133,21 @@ static PyObject *start(PyObject *module, PyObject *args)
 	}
 	if (monitor_start((struct monitor_wanted){.init = init, .c_calls = c_calls}))
 		return NULL;
-	evaluate_install();
+	if (evaluate_install(!limits_any() && !c_calls)) {
+		abandon();
+		return NULL;
+	}
 	codes_begin();
 	limits_begin();
 	error = recorder_start(fd, spool, max_events);
 	if (error) {
 		evaluate_remove();
-		monitor_stop();
-		PyErr_Clear();
 		errno = error;
-		return PyErr_SetFromErrno(PyExc_OSError);
+		PyErr_SetFromErrno(PyExc_OSError);
+		abandon();
+		return NULL;
 	}
-	count_interpreters();
+	count_interpreters(true);
 	Py_RETURN_NONE;
 }
 
@@ -146,7 +160,7 @@ static PyObject *stop(PyObject *module, PyObject *unused)
 	(void)module, (void)unused;
 	if (!rec.shared)
 		Py_RETURN_TRUE;
-	count_interpreters();
+	count_interpreters(false);
 	recorder_stop();
 	bool removed = evaluate_remove();
 
@@ -163,6 +177,10 @@ static PyObject *close_(PyObject *module, PyObject *unused)
 	int error = 0;
 
 	(void)module, (void)unused;
+	if (rec.recording) {
+		PyErr_SetString(PyExc_RuntimeError, "calls are being recorded: stop() first");
+		return NULL;
+	}
 	if (rec.shared && rec.spool >= 0) {
 		recorder_write_rest();
 		error = rec.error;
@@ -175,12 +193,16 @@ static PyObject *close_(PyObject *module, PyObject *unused)
 	Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(forget_doc, "forget()\n--\n\nIn a forked child: take the evaluator out.");
+PyDoc_STRVAR(
+	forget_doc,
+	"forget()\n--\n\nIn a forked child: take the evaluator out, and give the tool id back.");
 
 static PyObject *forget(PyObject *module, PyObject *unused)
 {
 	(void)module, (void)unused;
 	evaluate_remove();
+	if (monitor_stop())
+		return NULL;
 	Py_RETURN_NONE;
 }
 
@@ -216,9 +238,14 @@ static struct PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit__probe(void)
 {
+	if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
+		/* It keeps its ids in the main interpreter's code objects. */
+		PyErr_SetString(PyExc_ImportError, "this is a sub-interpreter");
+		return NULL;
+	}
 	if (codes_init())
 		return NULL;
-	if (pthread_atfork(NULL, after_fork_in_parent, after_fork_in_child))
+	if (pthread_atfork(NULL, recorder_count_fork, recorder_forget))
 		return PyErr_NoMemory();
 	PyObject *module = PyModule_Create(&definition);
 

@@ -10,6 +10,8 @@ enum {
 	TEXT_PART = 4000, /* bytes of a file's or a function's name */
 };
 
+#define ELLIPSIS "\xe2\x80\xa6" /* behind a text that was cut */
+
 struct filters filters;
 struct code *codes;
 Py_ssize_t code_index = -1;
@@ -83,9 +85,19 @@ static size_t copy_text(char *to, PyObject *text)
 		from = PyBytes_AS_STRING(bytes);
 		size = PyBytes_GET_SIZE(bytes);
 	}
-	if (size > TEXT_PART)
+	bool whole = size <= TEXT_PART;
+
+	if (!whole) {
 		size = TEXT_PART;
-	memcpy(to, from, size);
+		while ((from[size] & 0xc0) == 0x80) /* not within a character */
+			size--;
+	}
+	for (Py_ssize_t i = 0; i < size; i++)
+		to[i] = from[i] ? from[i] : ' '; /* a NUL ends the text */
+	if (!whole) {
+		memcpy(to + size, ELLIPSIS, sizeof(ELLIPSIS) - 1);
+		size += sizeof(ELLIPSIS) - 1;
+	}
 	to[size] = 0;
 	Py_XDECREF(bytes);
 	return size + 1;

@@ -7,32 +7,58 @@
 #include "monitor.h"
 
 static _PyFrameEvalFunction next = _PyEval_EvalFrameDefault;
-static _PyFrameEvalFunction installed;
 static PyInterpreterState *interpreter;
-static bool chained;  /* someone who came after the probe calls it, and was not removed yet */
-static uint32_t deep; /* evaluations in which calls run unrecorded, of all threads */
+static bool chained;        /* someone who came after the probe calls it, and was not removed yet */
+static bool limits_reached; /* whether what he calls keeps to the limits */
+static _PyFrameEvalFunction set_aside; /* while calls run unrecorded: who was there */
+static uint32_t gap;                   /* counts these times */
 
-static inline PyObject *run(PyThreadState *ts, Frame *f, int throwing)
+static bool is_own(_PyFrameEvalFunction function);
+
+/* Calls are recorded again, if `recording` goes on. */
+static void end_gap(uint32_t recording)
 {
-	give_recursion(ts);
+	bool goes_on = recording && rec.recording == recording;
+
+	rec.deep = false;
+	if (_PyInterpreterState_GetEvalFrameFunc(interpreter) == next &&
+	    (goes_on || !is_own(set_aside)))
+		_PyInterpreterState_SetEvalFrameFunc(interpreter, set_aside);
+	if (goes_on)
+		recorder_gap(PST_WORD_GAP_END);
+}
+
+/*
+ * Near the end of the C stack, calls run inside their caller's evaluation, as without a probe.
+ * That can be had for all threads only.
+ */
+static COLD PyObject *run_deep(PyThreadState *ts, Frame *f, int throwing)
+{
+	uint32_t recording = rec.recording;
+
+	if (!recording || rec.deep)
+		return next(ts, f, throwing); /* the interpreter itself minds its stack */
+	uint32_t mine = ++gap;
+
+	rec.shared->counters[PST_CALLS_DEEP]++;
+	recorder_gap(PST_WORD_GAP);
+	rec.deep = true;
+	set_aside = _PyInterpreterState_GetEvalFrameFunc(interpreter);
+	_PyInterpreterState_SetEvalFrameFunc(interpreter, next);
 	PyObject *result = next(ts, f, throwing);
-	take_recursion(ts);
+
+	if (mine == gap && rec.deep)
+		end_gap(recording);
 	return result;
 }
 
-/* Near the end of the C stack, calls run inside their caller's evaluation, as without a probe. */
-static COLD PyObject *run_deep(struct thread *t, uint32_t recording, PyThreadState *ts, Frame *f,
-			       int throwing)
+static inline PyObject *run(const struct thread *t, PyThreadState *ts, Frame *f, int throwing)
 {
-	rec.shared->counters[PST_CALLS_DEEP]++;
-	put_other(t, PST_WORD_GAP, 0);
-	if (!deep++)
-		_PyInterpreterState_SetEvalFrameFunc(interpreter, next);
+	if (UNLIKELY((uintptr_t)__builtin_frame_address(0) < t->stack_low))
+		return run_deep(ts, f, throwing);
+	give_recursion(ts);
 	PyObject *result = next(ts, f, throwing);
-	if (!--deep && rec.recording == recording)
-		_PyInterpreterState_SetEvalFrameFunc(interpreter, installed);
-	if (rec.recording == recording && t->recording == recording)
-		put_other(t, PST_WORD_GAP_END, 0);
+	take_recursion(ts);
 	return result;
 }
 
@@ -44,20 +70,26 @@ static inline PyObject *record(struct thread *t, const struct code *c, enum pst_
 
 	push(t, current_frame(ts), f);
 	put_now(t, kind, c->id);
-	if (UNLIKELY((uintptr_t)__builtin_frame_address(0) < t->stack_low) && !deep)
-		result = run_deep(t, recording, ts, f, throwing);
-	else
-		result = run(ts, f, throwing);
+	result = run(t, ts, f, throwing);
 	if (pop(t, recording, f))
 		put_now(t, PST_LEAVE, result ? PST_RETURNED : PST_RAISED);
 	return result;
 }
 
-/* The same, with what was asked for of depth, short calls and budget. */
+/* End the C functions whose ends were not told: another profiler may have come in between. */
+static void leave_c_calls(struct thread *t, uint32_t recording, const Frame *f)
+{
+	if (rec.recording != recording || t->recording != recording || t->top->frame != f)
+		return;
+	for (; t->top->c_calls; t->top->c_calls--)
+		put_now(t, PST_LEAVE, PST_RETURNED);
+}
+
+/* The same, with C functions, and with what was asked for of depth, short calls and budget. */
 static PyObject *record_limited(struct thread *t, struct code *c, enum pst_word kind,
 				PyThreadState *ts, Frame *f, int throwing)
 {
-	uint32_t recording = rec.recording;
+	uint32_t recording = rec.recording, id = c->id; /* the code may be freed by its own call */
 	uint64_t events = rec.events;
 	PyObject *result;
 
@@ -66,34 +98,34 @@ static PyObject *record_limited(struct thread *t, struct code *c, enum pst_word 
 	uint32_t depth = t->top->depth = t->top[-1].depth + 1;
 
 	if (limits.depth && depth > limits.depth) {
-		result = run(ts, f, throwing);
+		result = run(t, ts, f, throwing);
 		pop(t, recording, f);
 		return result;
 	}
-	uint64_t sequence = t->batch->sequence, start;
+	uint64_t sequence = t->batch->sequence, last = t->last, start;
 	uint32_t at = t->batch->count;
 
-	start = put_now(t, kind, c->id);
+	start = put_now(t, kind, id);
 	if (UNLIKELY(rec.events != events))
 		limits_look(t);
-	if (UNLIKELY((uintptr_t)__builtin_frame_address(0) < t->stack_low) && !deep)
-		result = run_deep(t, recording, ts, f, throwing);
-	else
-		result = run(ts, f, throwing);
+	result = run(t, ts, f, throwing);
+	leave_c_calls(t, recording, f);
 	if (!pop(t, recording, f))
 		return result;
 	uint64_t now = ticks_now();
 
-	if (now - start >= limits.min_ticks || c->id >= PST_COUNTED) {
+	if (now - start >= limits.min_ticks || id >= PST_COUNTED) {
 		put_now(t, PST_LEAVE, result ? PST_RETURNED : PST_RAISED);
 		return result;
 	}
-	rec.counts[c->id].calls++;
-	rec.counts[c->id].ticks += now - start;
-	if (t->batch->sequence == sequence && t->batch->count == at + 1)
+	rec.counts[id].calls++;
+	rec.counts[id].ticks += now - start;
+	if (t->batch->sequence == sequence && t->batch->count == at + 1) {
 		t->batch->count = at; /* nothing came after its beginning */
-	else
+		t->last = last;
+	} else {
 		put_now(t, PST_LEAVE, PST_SHORT | (result ? PST_RETURNED : PST_RAISED));
+	}
 	return result;
 }
 
@@ -104,7 +136,7 @@ static PyObject *pass(struct thread *t, PyThreadState *ts, Frame *f, int throwin
 
 	push(t, current_frame(ts), f);
 	t->top->depth = t->top[-1].depth;
-	PyObject *result = run(ts, f, throwing);
+	PyObject *result = run(t, ts, f, throwing);
 
 	pop(t, recording, f);
 	return result;
@@ -114,7 +146,7 @@ static COLD PyObject *special(struct thread *t, struct code *c, bool limited, Py
 			      Frame *f, int throwing)
 {
 	if (!c || (c->generator && makes_generator(f)))
-		return run(ts, f, throwing);
+		return run(t, ts, f, throwing);
 	if (c->mode == CODE_COUNTED)
 		limits_counted(t, c);
 	if (c->mode != CODE_GENERATOR || t->recording != rec.recording)
@@ -124,6 +156,21 @@ static COLD PyObject *special(struct thread *t, struct code *c, bool limited, Py
 }
 
 static uint64_t entered; /* while nothing is recorded */
+
+/* Evaluate in a thread that is not recorded. */
+static COLD PyObject *run_outside(bool limited, PyThreadState *ts, Frame *f, int throwing)
+{
+	const struct thread *t = this_thread;
+
+	entered++;
+	limits_reached = limited;
+	if (rec.recording && t)
+		return run(t, ts, f, throwing);
+	/* The recording ended by itself, or another evaluator has put back the one before it. */
+	if (!rec.recording && is_own(_PyInterpreterState_GetEvalFrameFunc(interpreter)))
+		_PyInterpreterState_SetEvalFrameFunc(interpreter, next);
+	return next(ts, f, throwing);
+}
 
 /* Whether whoever is in the probe's place calls it. */
 static bool is_reached(void)
@@ -146,10 +193,9 @@ evaluate_with(bool limited, PyThreadState *ts, Frame *f, int throwing)
 	struct thread *t = this_thread;
 
 	if (UNLIKELY(!t || t->recording != rec.recording)) {
-		entered++;
 		t = rec.recording ? recorder_attach() : NULL;
 		if (!t)
-			return run(ts, f, throwing);
+			return run_outside(limited, ts, f, throwing);
 		monitor_attach();
 	}
 	struct code *c = code_of(frame_code(f));
@@ -177,26 +223,35 @@ static bool is_own(_PyFrameEvalFunction function)
 	return function == evaluate || function == evaluate_limited;
 }
 
-void evaluate_install(void)
+int evaluate_install(bool whole)
 {
 	_PyFrameEvalFunction present;
 
 	interpreter = PyInterpreterState_Get();
 	present = _PyInterpreterState_GetEvalFrameFunc(interpreter);
-	deep = 0;
-	if (chained && !is_own(present) && is_reached())
-		return;
+	if (chained && !is_own(present) && is_reached()) {
+		if (whole || limits_reached)
+			return 0;
+		PyErr_SetString(PyExc_RuntimeError,
+				"another frame evaluator, which came during an earlier recording, "
+				"lets no limits be set to this one");
+		return -1;
+	}
 	if (!is_own(present))
 		next = present;
 	chained = false;
-	installed = limits_any() ? evaluate_limited : evaluate;
-	_PyInterpreterState_SetEvalFrameFunc(interpreter, installed);
+	_PyInterpreterState_SetEvalFrameFunc(interpreter, whole ? evaluate : evaluate_limited);
+	return 0;
 }
 
 bool evaluate_remove(void)
 {
 	if (!interpreter)
 		return true;
+	if (rec.deep) {
+		gap++;
+		end_gap(0);
+	}
 
 	_PyFrameEvalFunction present = _PyInterpreterState_GetEvalFrameFunc(interpreter);
 

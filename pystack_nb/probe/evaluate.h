@@ -5,8 +5,11 @@
 
 #include "recorder.h"
 
-/* Put it before the evaluator that is there. */
-void evaluate_install(void);
+/*
+ * Put it before the evaluator that is there; -1 with an exception. `whole`: there are no limits,
+ * and no C functions.
+ */
+int evaluate_install(bool whole);
 /* Put back the one that was there; false: another one has come since, which stays. */
 bool evaluate_remove(void);
 

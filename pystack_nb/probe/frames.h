@@ -9,9 +9,14 @@
 #define Py_BUILD_CORE_MODULE 1
 #include <Python.h>
 #include <internal/pycore_frame.h>
+#include <internal/pycore_runtime.h>
 
 #if PY_VERSION_HEX < 0x030B0000 || PY_VERSION_HEX >= 0x030E0000
 #error "the probe knows the frames of CPython 3.11, 3.12 and 3.13"
+#endif
+
+#ifdef Py_GIL_DISABLED
+#error "the probe relies on the GIL"
 #endif
 
 typedef struct _PyInterpreterFrame Frame;

@@ -3,6 +3,7 @@
 
 #include "codes.h"
 #include "levels.h"
+#include "limits.h"
 
 /* The calling thread's state, if it is on a stack of evaluations that are recorded. */
 static struct thread *thread_in(const PyThreadState *ts)
@@ -11,7 +12,7 @@ static struct thread *thread_in(const PyThreadState *ts)
 
 	if (!rec.recording || !t || t->recording != rec.recording)
 		return NULL;
-	if (t->top->frame != current_frame(ts))
+	if (t->top->frame != current_frame(ts) && !rec.deep)
 		levels_find(t, current_frame(ts));
 	return t->top != t->stack->levels && t->top->frame == current_frame(ts) ? t : NULL;
 }
@@ -100,6 +101,7 @@ static const int ids[] = {4, 3, 2};
 static int tool = -1;
 static PyObject *monitoring;
 static PyObject *disable;
+static PyObject *init_name;
 
 /* Events of sys.monitoring.events, as bits (Include/cpython/monitoring.h). */
 enum event {
@@ -125,18 +127,58 @@ static bool is_init(const Frame *f)
 {
 	const PyCodeObject *code = frame_code(f);
 	PyObject *self = code->co_argcount ? f->localsplus[0] : NULL;
-	PyObject *found;
 
 	if (PyUnicode_CompareWithASCIIString(code->co_name, "__init__") == 0)
 		return true;
+	if (self && PyCell_Check(self))
+		self = PyCell_GET(self);
 	if (!self)
 		return false;
-	found = PyObject_GetAttrString((PyObject *)Py_TYPE(self), "__init__");
-	PyErr_Clear();
-	bool init = found && PyFunction_Check(found) &&
-		    PyFunction_GET_CODE(found) == (const PyObject *)code;
-	Py_XDECREF(found);
-	return init;
+
+	/* No attribute is asked for: a metaclass's own code might run. */
+	PyObject *found = _PyType_Lookup(Py_TYPE(self), init_name);
+
+	return found && PyFunction_Check(found) &&
+	       PyFunction_GET_CODE(found) == (const PyObject *)code;
+}
+
+/* Such a call begins, which the evaluator does not see; the same as in evaluate.c. */
+static void enter_init(struct thread *t, struct code *c, Frame *f)
+{
+	push(t, f->previous, f);
+
+	struct level *l = t->top;
+
+	l->monitored = true;
+	l->entered = false;
+	l->depth = l[-1].depth;
+	if (c->mode == CODE_COUNTED)
+		limits_counted(t, c);
+	if (c->mode != CODE_RECORDED || t->recording != rec.recording)
+		return;
+	c->calls++;
+	l->depth++;
+	if (limits.depth && l->depth > limits.depth)
+		return;
+	l->entered = true;
+	l->start = put_now(t, PST_ENTER, c->id);
+}
+
+static void leave_init(struct thread *t, uint32_t id, enum pst_leave how)
+{
+	for (; t->top->c_calls; t->top->c_calls--)
+		put_now(t, PST_LEAVE, PST_RETURNED);
+	if (t->top->entered) {
+		uint64_t ticks = ticks_now() - t->top->start;
+
+		if (ticks < limits.min_ticks && id < PST_COUNTED) {
+			rec.counts[id].calls++;
+			rec.counts[id].ticks += ticks;
+			how |= PST_SHORT;
+		}
+		put_now(t, PST_LEAVE, how);
+	}
+	t->top--;
 }
 
 static PyObject *on_start(PyObject *module, PyObject *const *args, Py_ssize_t count)
@@ -147,7 +189,7 @@ static PyObject *on_start(PyObject *module, PyObject *const *args, Py_ssize_t co
 	struct code *c = code_of((PyCodeObject *)args[0]);
 
 	(void)module, (void)count;
-	if (!t)
+	if (!t || rec.deep)
 		Py_RETURN_NONE;
 	if (t->top->frame == f) { /* the evaluator has seen it */
 		if (!c || !is_init(f))
@@ -166,12 +208,7 @@ static PyObject *on_start(PyObject *module, PyObject *const *args, Py_ssize_t co
 	if (!c)
 		Py_RETURN_NONE;
 	c->init = true;
-	push(t, f->previous, f);
-	t->top->monitored = true;
-	if (c->mode == CODE_RECORDED)
-		put_now(t, PST_ENTER, c->id);
-	else if (c->mode == CODE_COUNTED && c->id < PST_COUNTED)
-		rec.counts[c->id].calls++;
+	enter_init(t, c, f);
 	Py_RETURN_NONE;
 }
 
@@ -181,10 +218,11 @@ static PyObject *leave(PyObject *code, enum pst_leave how)
 	struct thread *t = this_thread;
 	struct code *c = code_of((PyCodeObject *)code);
 
-	if (t && rec.recording && t->recording == rec.recording && t->top->frame == f &&
-	    t->top->monitored && pop(t, rec.recording, f) && c && c->mode == CODE_RECORDED)
-		put_now(t, PST_LEAVE, how);
-	return Py_NewRef(how == PST_RAISED || (c && c->init) ? Py_None : disable);
+	if (t && rec.recording && t->recording == rec.recording &&
+	    (t->top->frame == f || levels_find_own(t, f)) && t->top->monitored && c)
+		leave_init(t, c->id, how);
+	/* An __init__ that began before the recording is not known as one yet. */
+	return Py_NewRef(how == PST_RAISED || (c && c->init) || is_init(f) ? Py_None : disable);
 }
 
 static PyObject *on_return(PyObject *module, PyObject *const *args, Py_ssize_t count)
@@ -282,7 +320,8 @@ int monitor_start(struct monitor_wanted wanted)
 	if (!monitoring) {
 		monitoring = Py_XNewRef(PySys_GetObject("monitoring"));
 		disable = monitoring ? PyObject_GetAttrString(monitoring, "DISABLE") : NULL;
-		if (!disable) {
+		init_name = PyUnicode_InternFromString("__init__");
+		if (!disable || !init_name) {
 			PyErr_SetString(PyExc_RuntimeError, "sys.monitoring is not there");
 			return -1;
 		}

@@ -14,7 +14,8 @@
 enum {
 	WAIT_NS = 50000,
 	PATIENCE_NS = 1000000000, /* without any progress of the drain */
-	LEVELS = 256,
+	LEVELS = 32,
+	LARGEST_STACK = (1 << (PST_OPERAND_BITS - 4)) - 1, /* operand of PST_WORD_SWITCH */
 	NO_RECORDING = -1,
 	STACK_MARGIN = 256 << 10, /* of the C stack, which is left to what runs unrecorded */
 };
@@ -28,6 +29,7 @@ static pthread_key_t key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static struct thread *threads;
 static uint32_t last_thread;
+static uint64_t left_behind; /* what was drained when the drain was last given up */
 
 /*
  * The probe's site.  The uprobe is attached to its first instruction, a five-byte nop,
@@ -83,6 +85,8 @@ static void thread_ends(void *arg)
 		t->batch->thread = 0;
 	}
 	pthread_mutex_unlock(&lock);
+	/* Another library's destructor may yet run Python code here. */
+	this_thread = NULL;
 	free_thread(t);
 }
 
@@ -120,6 +124,8 @@ int recorder_start(int fd, int spool, uint64_t max_events)
 	rec.events = 0;
 	rec.max_events = max_events;
 	last_thread = 0;
+	left_behind = UINT64_MAX;
+	rec.deep = false;
 	rec.shared->recording = ++recordings ? recordings : ++recordings;
 	read_pair(&rec.shared->start);
 	rec.recording = recordings;
@@ -142,6 +148,14 @@ void recorder_close(void)
 		munmap(rec.shared, PST_SHARED_SIZE);
 	rec.shared = NULL;
 	rec.spool = -1;
+	pthread_mutex_unlock(&lock);
+}
+
+void recorder_count_fork(void)
+{
+	pthread_mutex_lock(&lock);
+	if (rec.shared && rec.recording)
+		rec.shared->counters[PST_CALLS_FORKS]++;
 	pthread_mutex_unlock(&lock);
 }
 
@@ -208,7 +222,8 @@ static struct stack *new_stack(struct thread *t)
 		Py_FatalError("pystack_nb: no memory for a stack of the recording");
 	s->limit = s->levels + LEVELS;
 	s->top = s->levels;
-	s->number = t->next_stack++;
+	s->number = t->next_stack;
+	t->next_stack += t->next_stack < LARGEST_STACK;
 	s->next = t->stacks;
 	t->stacks = s;
 	return s;
@@ -225,12 +240,12 @@ COLD struct thread *recorder_attach(void)
 		t = calloc(1, sizeof(*t));
 		if (!t)
 			goto done;
-		t->stack_low = find_stack_low();
 		t->next = threads;
 		threads = t;
 		this_thread = t;
 		pthread_setspecific(key, t);
 	}
+	t->stack_low = find_stack_low();
 	free_stacks(t);
 	t->next_stack = 0;
 	t->recording = NO_RECORDING;
@@ -285,13 +300,54 @@ COLD void recorder_new_stack(struct thread *t)
 	recorder_switch(t, s ? s : new_stack(t));
 }
 
+/* Store an event of a thread that is not the one running, which must not send its batch. */
+static void put_unsent(struct thread *t, enum pst_other kind)
+{
+	struct pst_batch *b = t->batch;
+	uint64_t now = ticks_now();
+	uint32_t n = b->count;
+
+	if ((int64_t)(now - t->last) < 0)
+		now = t->last;
+	if (now - t->last > WHOLE_TIME) {
+		b->words[n++] = (uint64_t)PST_OTHER << PST_KIND_SHIFT | (uint64_t)PST_WORD_TIME
+										<< PST_TIME_BITS;
+		b->words[n++] = now;
+	}
+	t->last = now;
+	b->words[n++] = (uint64_t)PST_OTHER << PST_KIND_SHIFT | (uint64_t)kind << PST_TIME_BITS |
+			(now & ((1ull << PST_TIME_BITS) - 1));
+	b->count = n;
+}
+
+COLD void recorder_gap(enum pst_other kind)
+{
+	pthread_mutex_lock(&lock);
+	for (struct thread *t = threads; t; t = t->next)
+		/* With room for a whole time: only its own thread may send a batch. */
+		if (t->batch && t->recording == rec.recording &&
+		    t->batch->count + 3 < PST_BATCH_WORDS)
+			put_unsent(t, kind);
+	pthread_mutex_unlock(&lock);
+}
+
+static int64_t pending(uint64_t drained)
+{
+	return __atomic_load_n(&rec.shared->sent, __ATOMIC_RELAXED) - drained;
+}
+
 /* Let the drain follow, rather than lose anything. */
 static void wait_for_drain(void)
 {
 	uint64_t seen = __atomic_load_n(&rec.shared->drained, __ATOMIC_RELAXED);
 	uint64_t begun = monotonic_ns(), since = begun, now;
 
-	while (rec.shared->sent - seen > PST_PENDING_BATCHES) {
+	if (seen == left_behind) { /* still: wait once, not for each batch */
+		rec.shared->counters[PST_CALLS_GAVE_UP]++;
+		return;
+	}
+
+	while (pending(seen) > PST_PENDING_BATCHES) {
 		struct timespec pause = {.tv_nsec = WAIT_NS};
 		uint64_t drained;
 
@@ -302,6 +358,7 @@ static void wait_for_drain(void)
 			seen = drained;
 			since = now;
 		} else if (now - since > PATIENCE_NS) {
+			left_behind = seen;
 			rec.shared->counters[PST_CALLS_GAVE_UP]++;
 			break;
 		}
@@ -388,17 +445,19 @@ COLD void recorder_flush(struct thread *t)
 
 	if (!b->count)
 		return;
-	rec.events += b->count;
-	if (rec.max_events && rec.events >= rec.max_events) {
+	/* Atomic: a thread ends without the GIL. */
+	uint64_t events = __atomic_add_fetch(&rec.events, b->count, __ATOMIC_RELAXED);
+
+	if (rec.max_events && events >= rec.max_events) {
 		rec.shared->counters[PST_CALLS_MAX_EVENTS] = 1;
 		rec.recording = 0;
 	}
 	if (rec.spool >= 0) {
 		write_batch(b, 0);
 	} else {
-		rec.shared->sent++;
+		__atomic_fetch_add(&rec.shared->sent, 1, __ATOMIC_RELAXED);
 		pystack_probe_site(b);
-		if (rec.shared->sent - __atomic_load_n(&rec.shared->drained, __ATOMIC_RELAXED) >
+		if (pending(__atomic_load_n(&rec.shared->drained, __ATOMIC_RELAXED)) >
 		    PST_PENDING_BATCHES)
 			wait_for_drain();
 	}

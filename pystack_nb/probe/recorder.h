@@ -32,6 +32,8 @@ struct level {
 	uint32_t depth;   /* recorded calls around, itself included; with limits alone */
 	uint32_t c_calls; /* C functions that it has called and that have not returned */
 	bool monitored;   /* its end comes from sys.monitoring, not from the evaluator */
+	bool entered;     /* monitored: its beginning is in the recording */
+	uint64_t start;   /* monitored: when that was */
 };
 
 /* The levels of one stack: the thread's own, or a greenlet's. */
@@ -65,6 +67,7 @@ struct recorder {
 	struct pst_count *counts;
 	int spool; /* in-process source: the file that batches are written to; else -1 */
 	int error; /* errno of the first write to it that failed */
+	bool deep; /* calls run unrecorded, a thread being near the end of its C stack */
 	uint64_t events, max_events; /* that have left the batches */
 };
 
@@ -94,6 +97,8 @@ void recorder_stop(void);
 void recorder_close(void);
 /* Append what is left to the in-process source's file. */
 void recorder_write_rest(void);
+/* This process has been forked. */
+void recorder_count_fork(void);
 /* This process is a forked copy: let go of the parent's memory. */
 void recorder_forget(void);
 /* The calling thread's state in this recording, or NULL: there is no batch for it. */
@@ -108,6 +113,8 @@ uint64_t recorder_whole_time(struct thread *t, uint64_t now);
 void recorder_grow(struct thread *t);
 /* Go on with a stack that has no open call, made if need be. */
 void recorder_new_stack(struct thread *t);
+/* All threads' calls run unrecorded from here on, or no more. */
+void recorder_gap(enum pst_other kind);
 /* Go on with a stack of this thread. */
 void recorder_switch(struct thread *t, struct stack *s);
 
