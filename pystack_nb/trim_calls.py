@@ -5,15 +5,16 @@ are those for samples.
 
 * A chain with a call of the cell's own code is the cell's.
 * Any other chain is kept from its outermost call that is not the machinery's, unless what
-  called that one runs no other people's code.  A chain has no more of a caller than what
-  began after the probes were on.  On the cell's thread that is the machinery, but while the
-  cell runs, when a chain without a caller is another stack of the cell's, such as a
-  greenlet.  On other threads, it is what most of such chains of the thread begin with.
+  called that one runs no other people's code.  Where that is not known, since it began
+  before the recording, it is what most chains of the thread begin with.
+* On the cell's thread, only what begins while the cell's own code runs is looked at: from its
+  first call to the end of its last one.  A chain that begins there by itself is another stack
+  of the cell's, such as a greenlet's.
 * A call of the machinery that kept calls go through (`Machinery.inside`) makes way for them:
   they go to the call that it was made from, and so does its own time.
 
-A call that began in the cell and ended behind it, such as one of a thread that goes on, is
-cut there: it is not complete.
+A call that began in time and ended behind it, such as one of a thread that goes on, is cut
+there: it is not complete.
 """
 
 from __future__ import annotations
@@ -64,11 +65,11 @@ def trim_calls(calls: pd.DataFrame, machinery: Machinery, cell: Mapping[str, Any
         return calls
     parent = calls["parent"].to_numpy()
     ts_ns = calls["ts_ns"].to_numpy()
-    start_ns, end_ns = int(cell["start_ns"]), int(cell["end_ns"])
+    begin_ns, end_ns = _bounds(calls, cell)
     levels = _Levels(calls["depth"].to_numpy())
 
     known = _chains(calls, parent, levels, machinery, cell)
-    kept = ((known & (_CELL | _USERS)) != 0) & (ts_ns >= start_ns) & (ts_ns <= end_ns)
+    kept = ((known & (_CELL | _USERS)) != 0) & (ts_ns >= begin_ns) & (ts_ns <= end_ns)
     rows = np.flatnonzero(kept)
     into_python = rows[(parent[rows] >= 0) & _is_python(calls)[rows]]
     passed = np.zeros(len(calls), dtype=bool)
@@ -132,12 +133,9 @@ def _chains(
     )
     users = ~other[parent]
     roots = np.flatnonzero(parent < 0)
-    begin, end = _extent(calls, in_cell, cell)
-    users[roots] = _users_roots(
-        calls["tid"].to_numpy()[roots], own[roots].astype(np.int8) - other[roots]
-    )
-    mine = roots[_on_cells_thread(calls, cell)[roots]]
-    users[mine] = calls["ts_ns"].between(begin, end).to_numpy()[mine]
+    tid = calls["tid"].to_numpy()[roots]
+    users[roots] = _users_roots(tid, own[roots].astype(np.int8) - other[roots])
+    users[roots[tid == cell["tid"]]] = True
     seed = _CELL * in_cell.astype(np.uint8)
     seed[own] |= _OWN
     seed[own & users] |= _USERS
@@ -161,18 +159,17 @@ def _users_roots(tid: Ints, side: Ints) -> Bools:
     return users
 
 
-def _extent(calls: pd.DataFrame, in_cell: Bools, cell: Mapping[str, Any]) -> tuple[int, int]:
-    """Tell from when to when the cell's own code ran, as far as its calls were recorded."""
-    rows = np.flatnonzero(in_cell & _on_cells_thread(calls, cell))
-    if not len(rows):
-        return int(cell["start_ns"]), int(cell["end_ns"])
-    ts_ns, dur_ns = (calls[x].to_numpy()[rows] for x in ("ts_ns", "dur_ns"))
-    return int(ts_ns.min()), int((ts_ns + dur_ns).max())
-
-
-def _on_cells_thread(calls: pd.DataFrame, cell: Mapping[str, Any]) -> Bools:
-    on_it: Bools = (calls["tid"] == cell["tid"]).to_numpy()
-    return on_it
+def _bounds(calls: pd.DataFrame, cell: Mapping[str, Any]) -> tuple[Ints, Ints]:
+    """Tell of each call between which times it has to begin, and to end."""
+    mine = (calls["tid"] == cell["tid"]).to_numpy()
+    begin_ns, end_ns = int(cell["start_ns"]), int(cell["end_ns"])
+    own_begin_ns, own_end_ns = begin_ns, end_ns
+    rows = np.flatnonzero(mine & of_file(calls, lambda name: name == cell["filename"]))
+    if len(rows):  # they may be excluded
+        ts_ns, dur_ns = (calls[x].to_numpy()[rows] for x in ("ts_ns", "dur_ns"))
+        own_begin_ns = max(begin_ns, int(ts_ns[0]))
+        own_end_ns = min(end_ns, int((ts_ns + dur_ns).max()))
+    return np.where(mine, own_begin_ns, begin_ns), np.where(mine, own_end_ns, end_ns)
 
 
 def _callers(parent: Ints, kept: Bools, walked: Bools, levels: _Levels) -> tuple[Ints, Ints]:
@@ -189,13 +186,13 @@ def _callers(parent: Ints, kept: Bools, walked: Bools, levels: _Levels) -> tuple
     return caller[:-1], depth[:-1]
 
 
-def _cut(calls: pd.DataFrame, parent: Ints, end_ns: int) -> tuple[Ints, Ints, Bools]:
+def _cut(calls: pd.DataFrame, parent: Ints, end_ns: Ints) -> tuple[Ints, Ints, Bools]:
     """End the calls where the cell ends; self time behind it goes, too."""
     ts_ns, dur_ns = calls["ts_ns"].to_numpy(), calls["dur_ns"].to_numpy().copy()
     self_ns = calls["self_ns"].to_numpy().copy()
     cut = ts_ns + dur_ns > end_ns
     rows = np.flatnonzero(cut)
-    behind = ts_ns[rows] + dur_ns[rows] - np.maximum(ts_ns[rows], end_ns)
+    behind = ts_ns[rows] + dur_ns[rows] - np.maximum(ts_ns[rows], end_ns[rows])
     dur_ns[rows] -= behind
     self_ns[rows] -= behind
     called = parent[rows] >= 0

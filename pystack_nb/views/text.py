@@ -62,7 +62,7 @@ def facts(recording: Recording) -> str:
     parts.append(f"{', '.join(x for x in found if x)} of {many(threads, 'thread')}")
     hz = info.get("hz") or {}
     asked, reached = hz.get("asked"), hz.get("reached")
-    if asked:
+    if asked and ("sample" in modes or len(samples)):
         # A timer that a virtual machine delays makes up for it: more than asked is no merit.
         short = reached and round(reached) < asked
         parts.append(f"{reached:,.0f} of {asked:,g} Hz reached" if short else f"{asked:,g} Hz")

@@ -192,33 +192,36 @@ def walk(threads, mark):
     bounds = [
         (x["start"], x["end"]) for x in flat(threads[MAIN]) if x["filename"] == mark["filename"]
     ]
-    began = min((x for x, _ in bounds), default=mark["start_ns"])
-    ended = max((x for _, x in bounds), default=mark["end_ns"])
+    every = (mark["start_ns"], mark["end_ns"])
+    of_main = every
+    if bounds:
+        of_main = max(every[0], bounds[0][0]), min(every[1], max(end for _, end in bounds))
     found = {}
 
-    def visit(node, into, depth, *, kept, decided, caller):
+    def visit(node, into, depth, known, times):
+        (kept, decided, caller), (begin, end) = known, times
         name = node["filename"]
         carrier, other = (name.startswith(x) for x in (MACHINERY.carriers, MACHINERY.others))
         if name == mark["filename"] or (not decided and not carrier and not other and caller):
             kept = True
         decided = decided or not (carrier or other)
-        in_time = mark["start_ns"] <= node["start"] <= mark["end_ns"]
-        called = [x for x in node["children"] if x["start"] <= mark["end_ns"]]
+        in_time = begin <= node["start"] <= end
+        called = [x for x in node["children"] if x["start"] <= end]
         if kept and in_time and not (other and called):
             entry = (node["function"], node["start"], depth, [])
             into.append(entry)
             into, depth = entry[-1], depth + 1
         for child in node["children"]:
-            visit(child, into, depth, kept=kept, decided=decided, caller=not other)
+            visit(child, into, depth, (kept, decided, not other), times)
 
     for tid, outermost in threads.items():
         others = [x["filename"].startswith(MACHINERY.others) for x in outermost]
         carriers = [x["filename"].startswith(MACHINERY.carriers) for x in outermost]
         into = found.setdefault(tid, [])
         most = 2 * sum(others) + sum(carriers) <= len(outermost)
+        times = of_main if tid == MAIN else every
         for node in outermost:
-            caller = most if tid != MAIN else began <= node["start"] <= ended
-            visit(node, into, 0, kept=False, decided=False, caller=caller)
+            visit(node, into, 0, (False, False, most or tid == MAIN), times)
     return {tid: outermost for tid, outermost in found.items() if outermost}
 
 
@@ -239,3 +242,4 @@ def test_every_chain_is_judged_as_a_walk_over_the_tree_does(threads, start, leng
     inner = calls.groupby("parent")["dur_ns"].sum().reindex(calls.index, fill_value=0)
     assert (calls["dur_ns"] - calls["self_ns"]).tolist() == inner.tolist()
     assert (calls["ts_ns"] + calls["dur_ns"] <= start + length).all()
+    assert (calls["self_ns"] >= 0).all()

@@ -172,7 +172,7 @@ def recording():
 def test_the_facts_say_how_many_calls_and_samples(recording):
     assert facts(recording).startswith("1.50 s · 10 calls, 1 sample of 2 threads · ")
     calls_only = recording_of({PID: [call("f", 0, 1)]}, mode="calls", counted=3000)
-    assert facts(calls_only).startswith("1.50 s · 1 call, 3,000 only counted of 1 thread")
+    assert facts(calls_only) == "1.50 s · 1 call, 3,000 only counted of 1 thread"
 
 
 def test_the_functions_have_their_number_of_calls(recording):
