@@ -16,7 +16,7 @@ import time
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pystack_nb.errors import PystackError
 from pystack_nb.rate import DEFAULT_HZ
@@ -34,12 +34,16 @@ _MARKS = {"has": "ok", "hint": "--", "lacks": "!!"}
 _CONFIG = {
     "CONFIG_BPF_SYSCALL": "loads BPF programs",
     "CONFIG_PERF_EVENTS": "the timer that samples",
-    "CONFIG_BPF_EVENTS": "BPF programs on that timer",
+    "CONFIG_BPF_EVENTS": "BPF programs on that timer, and on uprobes",
+    "CONFIG_UPROBES": "fetches the probe's batches of calls",
+    "CONFIG_UPROBE_EVENTS": "attaches BPF programs there",
     "CONFIG_DEBUG_INFO_BTF": "the kernel describes its structures",
 }
 # Bits of CapEff, linux/capability.h
 _CAPABILITIES = {"CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
+_CAN = {True: "can", False: "can not"}
 _TRIAL_SECONDS = 0.1
+_TRIAL_CALLS = 1000
 _WAYS = {"own": "started one, which this user may", "service": "the installed service answers"}
 
 
@@ -71,13 +75,21 @@ class Finding:
 
 def main() -> int:
     """Examine this machine and print what was found; return the exit status."""
-    able = True
+    lacking = set()
     for examine in EXAMINATIONS:
         for finding in examine():
             print(finding, flush=True)
-            if examine is examine_collector and finding.state == "lacks":
-                able = False
-    print(f"mode sample (default): {'can' if able else 'can not'} run on this machine")
+            if examine in {examine_probe, examine_collector} and finding.state == "lacks":
+                lacking.add(finding.subject)
+    sample = not lacking - {"probe", "calls"}
+    calls = not lacking
+    print(f"mode sample: {_CAN[sample]} run on this machine")
+    print(f"mode calls: {_CAN[calls]} run on this machine")
+    if not calls and "probe" not in lacking:
+        print("mode calls: can run without eBPF, with --source inprocess")
+    # Without a probe the default leaves calls out, and says so.
+    able = sample and (calls or "probe" in lacking)
+    print(f"the default, both: {_CAN[able]} run on this machine")
     return 0 if able else 1
 
 
@@ -303,10 +315,48 @@ def examine_collector() -> Iterator[Finding]:
         yield Finding("has", subject, f"compiled and loaded ({text})")
         subject = "recording"
         yield _record_myself()
+        subject = "calls"
+        yield from _record_my_calls()
     except PystackError as error:
         yield Finding("lacks", subject, str(error))
     finally:
         disconnect()
+
+
+def examine_probe() -> Iterator[Finding]:
+    """Load the probe of calls mode, which tries itself on every kind of call."""
+    from pystack_nb.probe import load  # noqa: PLC0415 - late, as above
+
+    try:
+        load()
+    except PystackError as error:
+        yield Finding("lacks", "probe", str(error))
+    else:
+        version = platform.python_version()
+        yield Finding("has", "probe", f"sees every kind of call in CPython {version}")
+
+
+def _record_my_calls() -> Iterator[Finding]:
+    from pystack_nb.core import PyStackProfiler  # noqa: PLC0415 - imports NumPy
+    from pystack_nb.errors import ProbeError  # noqa: PLC0415
+
+    # Not of this package's own files, whose calls are left out.
+    names: dict[str, Any] = {}
+    exec(compile("def called(): pass", "<doctor>", "exec"), names)  # noqa: S102 - a constant
+    try:
+        profiler = PyStackProfiler(mode="calls")
+        with profiler:
+            for _ in range(_TRIAL_CALLS):
+                names["called"]()
+    except ProbeError:
+        return  # has its own line
+    recording = profiler.recording
+    calls = 0 if recording is None else int((recording.calls["function"] == "called").sum())
+    if calls == _TRIAL_CALLS:
+        yield Finding("has", "calls", f"{calls} of {_TRIAL_CALLS} recorded")
+    else:
+        text = f"{calls} of {_TRIAL_CALLS} recorded"
+        yield Finding("lacks", "calls", text, "report this with these lines")
 
 
 def _record_myself() -> Finding:
@@ -340,5 +390,6 @@ EXAMINATIONS: tuple[Callable[[], Iterator[Finding]], ...] = (
     examine_perf_limits,
     examine_interpreter,
     examine_library,
+    examine_probe,
     examine_collector,
 )

@@ -229,7 +229,7 @@ def test_the_status_of_the_service_is_an_exit_status_too(
 
 
 @pytest.mark.parametrize("value", [None, ""])
-def test_without_a_service_its_status_says_so_and_names_no_variable(
+def test_without_a_service_its_status_says_so_and_blames_no_variable(
     value: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if value is None:
@@ -240,7 +240,7 @@ def test_without_a_service_its_status_says_so_and_names_no_variable(
     assert not answers
     assert lines[0] == "not installed"
     assert f"no collector listens on {tmp_path / 'nobody.sock'}" in lines[1]
-    assert "PYSTACK_NB_SOCKET" not in lines[1]
+    assert "unset PYSTACK_NB_SOCKET" not in lines[1]
 
 
 def test_the_rate_is_described_as_one_of_a_threads_cpu_time(
