@@ -90,7 +90,6 @@ static PyObject *record_limited(struct thread *t, struct code *c, enum pst_word 
 				PyThreadState *ts, Frame *f, int throwing)
 {
 	uint32_t recording = rec.recording, id = c->id; /* the code may be freed by its own call */
-	uint64_t events = rec.events;
 	PyObject *result;
 
 	c->calls++;
@@ -106,7 +105,7 @@ static PyObject *record_limited(struct thread *t, struct code *c, enum pst_word 
 	uint32_t at = t->batch->count;
 
 	start = put_now(t, kind, id);
-	if (UNLIKELY(rec.events != events))
+	if (UNLIKELY(rec.events != limits_seen))
 		limits_look(t);
 	result = run(t, ts, f, throwing);
 	leave_c_calls(t, recording, f);

@@ -13,6 +13,7 @@ enum {
 static const double COUNTED_COST = 0.5;
 
 struct limits limits;
+uint64_t limits_seen;
 
 static struct {
 	uint64_t since;  /* ticks */
@@ -39,6 +40,7 @@ double limits_ticks_per_us(void)
 void limits_begin(void)
 {
 	counted = 0;
+	limits_seen = 0;
 	window.since = ticks_now();
 	window.events = 0;
 	window.counted = 0;
@@ -75,6 +77,7 @@ COLD void limits_look(struct thread *t)
 	uint64_t now = ticks_now();
 	double elapsed = (double)(now - window.since);
 
+	limits_seen = rec.events;
 	if (!(limits.budget > 0) || elapsed < WINDOW_US * limits_ticks_per_us())
 		return;
 	double calls = (double)(rec.events - window.events) / 2;

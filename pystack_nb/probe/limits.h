@@ -13,6 +13,7 @@ struct limits {
 };
 
 extern struct limits limits;
+extern uint64_t limits_seen; /* rec.events when they were looked at last */
 
 static inline bool limits_any(void)
 {

@@ -162,6 +162,8 @@ static void enter_init(struct thread *t, struct code *c, Frame *f)
 		return;
 	l->entered = true;
 	l->start = put_now(t, PST_ENTER, c->id);
+	if (rec.events != limits_seen)
+		limits_look(t);
 }
 
 static void leave_init(struct thread *t, uint32_t id, enum pst_leave how)
