@@ -1,0 +1,303 @@
+"""What is recorded less than whole: by choice, by a budget, and near the end of the stack."""
+
+from __future__ import annotations
+
+import pytest
+
+
+DOWN = """
+sys.setrecursionlimit(1_000_000)
+
+def down(depth):
+    return down(depth - 1) + 1 if depth else 0
+"""
+OPTIONS = {
+    "everything": "",
+    "a depth": "depth=3",
+    "short calls": "min_us=1",
+    "nothing": "exclude=('*',)",
+    "C functions": "c_calls=True",
+    "few events": "max_events=5000",
+    "a budget": "budget=0.01",
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_recorded_program_recurses_as_deep_as_any(probed, options):
+    probed.run(
+        f"{DOWN}\n"
+        "def program():\n"
+        "    assert down(60_000) == 60_000\n"
+        "    call(100)\n"
+        f"keep(record(program, {options}))\n"
+    )
+    probed.recording()
+
+
+def test_recursion_near_the_end_of_the_stack_is_counted_and_recording_goes_on(probed):
+    probed.run(
+        f"{DOWN}\n"
+        "def program():\n"
+        "    for _ in range(3): down(60_000)\n"
+        "    call(1000)\n"
+        "keep(record(program))\n"
+    )
+    recording = probed.recording()
+    found = probed.ncalls()
+    assert recording.info["incomplete_by_cause"]["deep-recursion"] == 3
+    assert any("end of the C stack 3 times" in note for note in recording.info["notes"])
+    assert found["leaf"] == 1000
+    assert 5_000 < found["down"] / 3 < 60_001
+    down = recording.calls[recording.calls["function"] == "down"]
+    assert down["complete"].all()
+    assert (down.groupby("depth").size() == 3).all()
+
+
+def test_a_thread_with_a_small_stack_recurses_and_other_threads_say_what_they_miss(probed):
+    probed.run(
+        f"{DOWN}\n"
+        "deep, go_on = threading.Semaphore(0), threading.Semaphore(0)\n"
+        "def bottom(depth):\n"
+        "    if depth: return bottom(depth - 1)\n"
+        "    deep.release(); go_on.acquire()\n"
+        "def program():\n"
+        "    threading.stack_size(256 * 1024)\n"
+        "    thread = threading.Thread(target=bottom, args=(20_000,))\n"
+        "    thread.start()\n"
+        "    deep.acquire()\n"
+        "    call(50)\n"
+        "    go_on.release()\n"
+        "    thread.join()\n"
+        "    call(100)\n"
+        "keep(record(program))\n"
+    )
+    recording = probed.recording()
+    assert probed.ncalls()["leaf"] == 100
+    assert recording.info["incomplete_by_cause"]["deep-recursion"] == 2  # seen by both threads
+    assert recording.calls.query("function == 'bottom'")["complete"].all()
+
+
+def test_a_recording_may_be_stopped_and_begun_anew_near_the_end_of_the_stack(probed):
+    probed.build_evaluator()
+    probed.run(
+        f"{DOWN}\n"
+        "def dives(depth):\n"
+        "    global recording\n"
+        "    if depth: return dives(depth - 1)\n"
+        "    recording.stop(); keep(recording.data, 'first')\n"
+        "    recording = Recording()\n"
+        "    call(10)\n"
+        "recording = Recording()\ndives(60_000)\ncall(10)\ndown(60_000)\ncall(10)\n"
+        "recording.stop(); keep(recording.data, 'second')\n"
+        "import evaluator\nassert evaluator.installed() == 'default'\n"
+    )
+    assert probed.recording("first").info["incomplete_by_cause"]["deep-recursion"] == 1
+    assert probed.ncalls("second")["leaf"] >= 20
+
+
+LEVELS = """
+def a():
+    b(); b()
+
+def b():
+    c(); c(); c()
+
+def c():
+    leaf()
+
+class Thing:
+    def __init__(self):
+        leaf()
+"""
+
+
+def test_calls_deeper_than_asked_are_left_out(probed):
+    probed.run(
+        f"{LEVELS}\n"
+        "def program():\n    for _ in range(50): a()\n"
+        "keep(record(program, depth=3))\n"
+        "def program():\n    for _ in range(50): b(); Thing()\n"
+        "keep(record(program, depth=2), 'init')\n"
+    )
+    calls = probed.recording().calls
+    assert calls["depth"].max() == 2
+    found = probed.ncalls()
+    assert (found["a"], found["b"]) == (50, 100)
+    assert {"c", "leaf"}.isdisjoint(found)
+    found = probed.ncalls("init")
+    assert (found["b"], found["Thing.__init__"]) == (50, 50)
+    assert {"c", "leaf"}.isdisjoint(found)
+
+
+def test_short_calls_have_no_slice_and_are_counted(probed):
+    probed.run(
+        f"{LEVELS}\n"
+        "def spins():\n"
+        "    leaf()\n"
+        "    end = time.perf_counter_ns() + 30_000_000\n"
+        "    while time.perf_counter_ns() < end: pass\n"
+        "    leaf()\n"
+        "def program():\n"
+        "    for _ in range(500): a(); Thing()\n"
+        "    spins()\n"
+        "keep(record(program, min_us=20_000))\n"
+    )
+    recording = probed.recording()
+    assert set(recording.calls["function"]) >= {"program", "spins"}
+    assert (recording.calls["function"] == "leaf").sum() < 3500
+    found = probed.ncalls()
+    assert [found[name] for name in ("a", "b", "c", "Thing.__init__", "spins")] == [
+        *(500, 1000, 3000, 500, 1)
+    ]
+    assert found["leaf"] == 3502
+
+
+def test_files_and_modules_are_chosen_by_globs(probed):
+    (probed.folder / "one_of_mine.py").write_text("def mine(f):\n    return f()\n")
+    (probed.folder / "another.py").write_text("def theirs():\n    return 1\n")
+    probed.run(
+        "sys.path.insert(0, '.')\nimport another, one_of_mine\n"
+        "def program():\n"
+        "    for _ in range(100): one_of_mine.mine(another.theirs); leaf()\n"
+        "keep(record(program, include=('one_of_*',)), 'module')\n"
+        "keep(record(program, include=('*/one_of_mine.py', '*/ano*')), 'files')\n"
+        "keep(record(program, exclude=('*/another.py', 'record_calls', '__main__')), 'without')\n"
+        "keep(record(program, include=('an*', 'one*'), exclude=('another',)), 'both')\n"
+    )
+    for name in ("module", "without", "both"):
+        assert probed.ncalls(name) == {"mine": 100}
+    assert probed.ncalls("files") == {"mine": 100, "theirs": 100}
+
+
+def test_a_bound_on_events_ends_the_recording_cleanly(probed):
+    probed.run("keep(record(lambda: call(100_000), max_events=10_000))\n")
+    recording = probed.recording()
+    assert recording.info["calls_stopped"] == "max-events"
+    assert 10_000 <= 2 * len(recording.calls) < 15_000
+    assert any("bound on events" in note for note in recording.info["notes"])
+
+
+def test_what_a_budget_demotes_is_told_and_no_call_is_missing(probed):
+    probed.run(
+        f"{LEVELS}\n"
+        "def generates():\n"
+        "    for number in range(1000): yield number\n"
+        "def program():\n"
+        "    for _ in range(300):\n"
+        "        call(1000); sum(generates())\n"
+        "        for _ in range(100): Thing()\n"
+        "keep(record(program, budget=0.05))\n"
+    )
+    recording = probed.recording()
+    assert recording.info["calls_stopped"] in {None, "budget"}
+    demoted = {entry["function"]: entry for entry in recording.info["demoted"]}
+    assert "leaf" in demoted
+    assert 0 < demoted["leaf"]["counted"] <= 330_000
+    assert any("more than the budget" in note for note in recording.info["notes"])
+    if recording.info["calls_stopped"] is None:
+        found = probed.ncalls()
+        assert found["leaf"] == 330_000
+        assert found["generates"] == 300 * 1001
+        assert found["Thing.__init__"] == 30_000
+
+
+def test_counted_calls_that_cost_too_much_end_exact_recording(probed):
+    probed.build_evaluator()
+    probed.run(
+        "def program():\n"
+        "    deadline = time.monotonic() + 60\n"
+        "    while time.monotonic() < deadline:\n"
+        "        call(50_000)\n"
+        "        if evaluator.installed() == 'default': break\n"
+        "    else:\n        raise SystemExit('it goes on')\n"
+        "import evaluator\n"
+        "recording = Recording(budget=1e-6)\nprogram()\nrecording.stop()\nkeep(recording.data)\n"
+    )
+    recording = probed.recording()
+    assert recording.info["calls_stopped"] == "budget"
+    assert any("more than its budget" in note for note in recording.info["notes"])
+
+
+C_CALLS = """
+def raises():
+    try:
+        int('x')
+        [].pop()
+    except (IndexError, ValueError):
+        pass
+    try:
+        [].pop()
+    except IndexError:
+        pass
+
+def key(value):
+    return abs(value)
+
+def program():
+    for _ in range(40):
+        sorted(range(5), key=key)
+        ' '.join(('a', 'b'))
+        raises()
+        getattr(1, 'real')
+        len([])
+"""
+
+
+def test_c_functions_are_recorded_as_the_profile_hook_tells_them(probed):
+    probed.run(
+        f"{C_CALLS}\n"
+        "import collections, json\n"
+        "told = collections.Counter()\n"
+        "def hook(frame, event, arg):\n"
+        "    if event == 'c_call' and frame.f_code.co_filename == '<string>':\n"
+        "        told[arg.__qualname__] += 1\n"
+        "keep(record(program, c_calls=True))\n"
+        "sys.setprofile(hook); program(); sys.setprofile(None)\n"
+        "print(json.dumps(told))\n"
+    )
+    recording = probed.recording()
+    calls = recording.calls
+    of_c = calls[calls["kind"] == "c-call"]
+    found = of_c.groupby("function", observed=True).size().to_dict()
+    expected = {"sorted": 40, "str.join": 40, "list.pop": 40, "getattr": 40, "len": 40, "abs": 200}
+    assert {name: found.get(name) for name in expected} == expected
+    assert probed.ncalls()["key"] == 200
+    keys = calls[calls["function"] == "key"]
+    assert set(calls["function"].iloc[keys["parent"]]) == {"sorted"}
+    assert of_c["complete"].all()
+
+
+def test_another_profiler_in_between_does_not_shift_the_calls(probed):
+    probed.run(
+        f"{C_CALLS}\n"
+        "import cProfile\n"
+        "def profiled():\n"
+        "    profile = cProfile.Profile()\n"
+        "    profile.enable(); leaf(); profile.disable()\n"
+        "def around():\n    for _ in range(20): profiled(); call(3)\n"
+        "keep(record(around, c_calls=True))\n"
+    )
+    calls = probed.recording().calls
+    assert probed.ncalls()["leaf"] == 80
+    assert calls.loc[calls["function"].isin(["profiled", "call", "leaf"]), "complete"].all()
+    profiled = calls[calls["function"] == "profiled"]
+    assert set(calls["function"].iloc[profiled["parent"]]) == {"around"}
+
+
+def test_what_is_in_the_place_of_the_probe_is_named(probed):
+    if probed.minor == 11:
+        busy, free = "sys.setprofile(lambda *_: None)", "sys.setprofile(None)"
+    else:
+        busy = "[sys.monitoring.use_tool_id(n, 'x') for n in (2, 3, 4)]"
+        free = "[sys.monitoring.free_tool_id(n) for n in (2, 3, 4)]"
+    probed.run(
+        f"{busy}\n"
+        "for _ in range(2):\n"
+        "    try:\n        Recording(c_calls=True)\n"
+        "    except ProfilerStateError as error:\n"
+        "        assert 'stop the other tool first' in str(error)\n"
+        "    else:\n        raise SystemExit('not refused')\n"
+        f"{free}\n"
+        "keep(record(lambda: call(100), c_calls=True))\n"
+    )
+    assert probed.ncalls()["leaf"] == 100
