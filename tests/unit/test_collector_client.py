@@ -177,7 +177,7 @@ def test_without_root_sudo_and_service_the_three_ways_are_named(monkeypatch, tmp
     for way in ("asks for a password", "as root", "collector install"):
         assert way in str(raised.value)
     # A service is found without it.
-    assert "PYSTACK_NB_SOCKET" not in str(raised.value)
+    assert "set PYSTACK_NB_SOCKET" not in str(raised.value)
 
 
 def test_an_installed_service_is_found_without_the_variable(monkeypatch, tmp_path):
