@@ -32,7 +32,7 @@ static void end_gap(uint32_t recording)
  * Near the end of the C stack, calls run inside their caller's evaluation, as without a probe.
  * That can be had for all threads only.
  */
-static COLD PyObject *run_deep(PyThreadState *ts, Frame *f, int throwing)
+static COLD PyObject *run_deep(const struct thread *t, PyThreadState *ts, Frame *f, int throwing)
 {
 	uint32_t recording = rec.recording;
 
@@ -45,8 +45,10 @@ static COLD PyObject *run_deep(PyThreadState *ts, Frame *f, int throwing)
 	rec.deep = true;
 	set_aside = _PyInterpreterState_GetEvalFrameFunc(interpreter);
 	_PyInterpreterState_SetEvalFrameFunc(interpreter, next);
+	int taken = limit_recursion(ts, t->stack_left);
 	PyObject *result = next(ts, f, throwing);
 
+	unlimit_recursion(ts, taken);
 	if (mine == gap && rec.deep)
 		end_gap(recording);
 	return result;
@@ -55,7 +57,7 @@ static COLD PyObject *run_deep(PyThreadState *ts, Frame *f, int throwing)
 static inline PyObject *run(const struct thread *t, PyThreadState *ts, Frame *f, int throwing)
 {
 	if (UNLIKELY((uintptr_t)__builtin_frame_address(0) < t->stack_low))
-		return run_deep(ts, f, throwing);
+		return run_deep(t, ts, f, throwing);
 	give_recursion(ts);
 	PyObject *result = next(ts, f, throwing);
 	take_recursion(ts);
@@ -150,8 +152,12 @@ static COLD PyObject *special(struct thread *t, struct code *c, bool limited, Py
 		limits_counted(t, c);
 	if (c->mode != CODE_GENERATOR || t->recording != rec.recording)
 		return pass(t, ts, f, throwing);
-	return limited ? record_limited(t, c, PST_RESUME, ts, f, throwing)
-		       : record(t, c, PST_RESUME, ts, f, throwing);
+
+	give_send(ts);
+	PyObject *result = limited ? record_limited(t, c, PST_RESUME, ts, f, throwing)
+				   : record(t, c, PST_RESUME, ts, f, throwing);
+	take_send(ts);
+	return result;
 }
 
 static uint64_t entered; /* while nothing is recorded */

@@ -62,6 +62,7 @@ static inline int makes_generator(const Frame *f)
  */
 #if PY_VERSION_HEX >= 0x030C0000
 enum { EVALUATION_UNITS = 2 };
+enum { UNIT_BYTES = 1024 }; /* of the stack; the interpreter's own estimate is less */
 static inline void give_recursion(PyThreadState *ts)
 {
 	ts->c_recursion_remaining += EVALUATION_UNITS;
@@ -70,12 +71,59 @@ static inline void take_recursion(PyThreadState *ts)
 {
 	ts->c_recursion_remaining -= EVALUATION_UNITS;
 }
+/* Let it count no more than the stack has; what was taken away. */
+static inline int limit_recursion(PyThreadState *ts, size_t stack_left)
+{
+	int units = (int)(stack_left / UNIT_BYTES), taken = ts->c_recursion_remaining - units;
+
+	if (taken < 0)
+		taken = 0;
+	ts->c_recursion_remaining -= taken;
+	return taken;
+}
+static inline void unlimit_recursion(PyThreadState *ts, int taken)
+{
+	ts->c_recursion_remaining += taken;
+}
 #else
 static inline void give_recursion(PyThreadState *ts)
 {
 	(void)ts;
 }
 static inline void take_recursion(PyThreadState *ts)
+{
+	(void)ts;
+}
+static inline int limit_recursion(PyThreadState *ts, size_t stack_left)
+{
+	(void)ts, (void)stack_left;
+	return 0;
+}
+static inline void unlimit_recursion(PyThreadState *ts, int taken)
+{
+	(void)ts, (void)taken;
+}
+#endif
+
+/*
+ * Where a coroutine awaits another one, 3.12 calls its `send` method if there is an evaluator,
+ * and counts that as well (SEND in Python/bytecodes.c).
+ */
+#if PY_VERSION_HEX >= 0x030C0000 && PY_VERSION_HEX < 0x030D0000
+static inline void give_send(PyThreadState *ts)
+{
+	ts->c_recursion_remaining++;
+}
+static inline void take_send(PyThreadState *ts)
+{
+	ts->c_recursion_remaining--;
+}
+#else
+static inline void give_send(PyThreadState *ts)
+{
+	(void)ts;
+}
+static inline void take_send(PyThreadState *ts)
 {
 	(void)ts;
 }

@@ -17,7 +17,11 @@ enum {
 	LEVELS = 32,
 	LARGEST_STACK = (1 << (PST_OPERAND_BITS - 4)) - 1, /* operand of PST_WORD_SWITCH */
 	NO_RECORDING = -1,
-	STACK_MARGIN = 256 << 10, /* of the C stack, which is left to what runs unrecorded */
+	/*
+	 * Of the C stack, as much is left to what runs unrecorded: what the interpreter has
+	 * specialised comes back after some thousand calls only, until when it recurses in C.
+	 */
+	STACK_MARGIN = 4 << 20,
 };
 
 struct recorder rec = {.spool = -1};
@@ -197,19 +201,20 @@ static void begin_batch(struct thread *t)
 	t->last = t->batch->pair.after;
 }
 
-static uintptr_t find_stack_low(void)
+static void find_stack(struct thread *t)
 {
 	pthread_attr_t attributes;
 	void *address;
 	size_t size;
-	uintptr_t low = 0;
 
+	t->stack_low = t->stack_left = 0;
 	if (pthread_getattr_np(pthread_self(), &attributes))
-		return 0;
-	if (!pthread_attr_getstack(&attributes, &address, &size))
-		low = (uintptr_t)address + (size / 2 < STACK_MARGIN ? size / 2 : STACK_MARGIN);
+		return;
+	if (!pthread_attr_getstack(&attributes, &address, &size)) {
+		t->stack_left = size / 2 < STACK_MARGIN ? size / 2 : STACK_MARGIN;
+		t->stack_low = (uintptr_t)address + t->stack_left;
+	}
 	pthread_attr_destroy(&attributes);
-	return low;
 }
 
 static struct stack *new_stack(struct thread *t)
@@ -245,7 +250,7 @@ COLD struct thread *recorder_attach(void)
 		this_thread = t;
 		pthread_setspecific(key, t);
 	}
-	t->stack_low = find_stack_low();
+	find_stack(t);
 	free_stacks(t);
 	t->next_stack = 0;
 	t->recording = NO_RECORDING;

@@ -52,6 +52,7 @@ struct thread {
 	struct pst_batch *batch;
 	uint64_t last;       /* the newest time stored */
 	uintptr_t stack_low; /* a frame below this leaves exact mode */
+	size_t stack_left;   /* bytes of the stack below that */
 	struct stack *stack;
 	struct stack *stacks;
 	uint32_t next_stack;
