@@ -34,6 +34,54 @@ def test_a_recorded_program_recurses_as_deep_as_any(probed, options):
     probed.recording()
 
 
+KINDS = """
+sys.setrecursionlimit(1_000_000)
+
+class Thing:
+    def __getitem__(self, depth): return self[depth - 1] if depth else 0
+    def __call__(self, depth): return self(depth - 1) if depth else 0
+    def method(self, depth): return self.method(depth - 1) if depth else 0
+
+def keyword(*, depth): return keyword(depth=depth - 1) if depth else 0
+
+def generator(depth):
+    if depth: yield from generator(depth - 1)
+    yield depth
+
+async def coroutine(depth):
+    if depth: await coroutine(depth - 1)
+
+def awaits(depth):
+    try: coroutine(depth).send(None)
+    except StopIteration: pass
+"""
+
+
+def test_each_kind_of_call_recurses_as_deep_as_unrecorded(probed):
+    probed.run(
+        f"{KINDS}\n"
+        "def program():\n"
+        "    Thing()[5000]; Thing().method(5000); keyword(depth=5000)\n"
+        "    next(generator(5000)); awaits(5000)\n"
+        "program()\nkeep(record(program))\n"
+    )
+    found = probed.ncalls()
+    assert found["Thing.method"] == found["keyword"] == 5001
+
+
+def test_recursion_in_c_is_an_error_and_no_crash(probed):
+    limit = 900 if probed.minor == 11 else 1_000_000  # later ones count it by itself
+    probed.run(
+        f"{KINDS}\nsys.setrecursionlimit({limit})\n"
+        "def program():\n"
+        "    try:\n        Thing()(60_000)\n"
+        "    except RecursionError:\n        call(100)\n"
+        "    else:\n        raise SystemExit('no error')\n"
+        "keep(record(program))\n"
+    )
+    assert probed.ncalls()["leaf"] == 100
+
+
 def test_recursion_near_the_end_of_the_stack_is_counted_and_recording_goes_on(probed):
     probed.run(
         f"{DOWN}\n"
