@@ -32,9 +32,9 @@ from pystack_nb.errors import (
     SpoolError,
     from_collector,
 )
-from pystack_nb.probe import SOURCES, CallOptions, Probe
+from pystack_nb.probe import SOURCES, CallOptions, Probe, rest
 from pystack_nb.rate import DEFAULT_HZ
-from pystack_nb.spool import Spool, leftovers
+from pystack_nb.spool import CALLS_SUFFIX, Spool, leftovers, remove, whole_blocks
 
 
 if TYPE_CHECKING:
@@ -139,12 +139,14 @@ class PyStackProfiler:
                 f"calls of process {pid} can't be recorded from outside: use mode='sample' for it, "
                 "or a PyStackProfiler inside it."
             )
-        probe = Probe(self._calls) if "calls" in self._modes else None
         with contextlib.ExitStack() as undo:
-            if probe:
-                undo.callback(probe.close)
             spool = Spool.create(self._description(pid) | {"whole_program": wait_python})
             undo.callback(spool.remove)
+            probe = None
+            if "calls" in self._modes:
+                path = spool.calls_path if self._source == "inprocess" else None
+                probe = Probe(self._calls, path)
+                undo.callback(probe.close)
             client = self._connect(spool, None if own else pid, probe, wait_python=wait_python)
             if client:
                 undo.callback(client.stop)
@@ -350,7 +352,7 @@ def recover(*, keep: bool = True) -> list[Recording]:
     recordings = []
     for path in leftovers():
         try:
-            recording = PyStackProfiler.parse_stack_data(path.read_bytes())
+            recording = PyStackProfiler.parse_stack_data(_with_rest(path))
         except FileNotFoundError:
             continue  # someone else has removed it since
         except (RecordingFormatError, OSError) as error:
@@ -361,8 +363,16 @@ def recover(*, keep: bool = True) -> list[Recording]:
         recording.info["spool"] = str(path)
         recordings.append(recording)
         if not keep:
-            path.unlink(missing_ok=True)
+            remove(path)
     return recordings
+
+
+def _with_rest(path: Path) -> bytes:
+    """Read a spool file, and the calls that an in-process source had not written to it."""
+    data, calls = path.read_bytes(), path.with_suffix(CALLS_SUFFIX)
+    if not calls.exists():
+        return data
+    return whole_blocks(data) + rest(calls, int(path.name.partition("-")[0]))
 
 
 def last() -> Recording | None:

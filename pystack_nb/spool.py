@@ -16,6 +16,7 @@ from pystack_nb.errors import SpoolError
 
 
 SUFFIX = ".pst"
+CALLS_SUFFIX = ".calls"
 
 # As in `pystack_nb.wire`, which a test compares. That needs NumPy, and whoever sets
 # OMP_NUM_THREADS in a recorded cell must come before it.
@@ -108,9 +109,42 @@ class Spool:
             self.fd = -1
 
     def remove(self) -> None:
-        """Close the descriptor and remove the file."""
+        """Close the descriptor and remove the file, and what stands beside it."""
         self.close()
-        self.path.unlink(missing_ok=True)
+        remove(self.path)
+
+    @property
+    def calls_path(self) -> Path:
+        """Where calls that are not in the file yet are kept, when no collector has them."""
+        return self.path.with_suffix(CALLS_SUFFIX)
+
+
+def remove(path: Path) -> None:
+    """Remove a spool file, and what stands beside it."""
+    path.unlink(missing_ok=True)
+    path.with_suffix(CALLS_SUFFIX).unlink(missing_ok=True)
+
+
+def block(*records: bytes) -> bytes:
+    """Make a block of records, whose headers stand in them."""
+    padded = [_padded(record) for record in records]
+    sizes = b"".join(_SIZE.pack(len(record)) for record in padded)
+    data = b"".join(padded)
+    return _BLOCK_HEADER.pack(_BLOCK_MAGIC, len(padded), len(data)) + _padded(sizes) + data
+
+
+def whole_blocks(data: bytes) -> bytes:
+    """Cut off what follows the last whole block: its writer was killed while it wrote."""
+    end = _FILE_HEADER.size
+    while end + _BLOCK_HEADER.size <= len(data):
+        _, count, size = _BLOCK_HEADER.unpack_from(data, end)
+        following = (
+            end + _BLOCK_HEADER.size + -(-count * _SIZE.size // _ALIGNMENT) * _ALIGNMENT + size
+        )
+        if following > len(data):
+            break
+        end = following
+    return data[:end]
 
 
 def spool_folder() -> Path:
@@ -199,8 +233,7 @@ def _file_header() -> bytes:
 
 def _meta_block(meta: dict[str, Any]) -> bytes:
     text = json.dumps(meta).encode()
-    data = _padded(_RECORD_HEADER.pack(_RECORD_HEADER.size + len(text), _META, 0) + text)
-    return _BLOCK_HEADER.pack(_BLOCK_MAGIC, 1, len(data)) + _padded(_SIZE.pack(len(data))) + data
+    return block(_RECORD_HEADER.pack(_RECORD_HEADER.size + len(text), _META, 0) + text)
 
 
 def _padded(data: bytes) -> bytes:

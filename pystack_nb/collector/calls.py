@@ -22,10 +22,11 @@ from .protocol import CollectorProblem
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 PST_FORMAT = 1
 PST_CALLS = 9
+PST_CLOCK = 10
 PST_COUNTS = 11
 PST_CALLS_REST = 1
 
@@ -48,6 +49,8 @@ _COUNTERS_AT = _SHARED.size + 16
 _BATCH = struct.Struct("<4I4Q")
 
 _CALLS = struct.Struct("<IHHQ4I16x")
+_CLOCK = struct.Struct("<IHHI4x")
+_PAIR = struct.Struct("<3Q")
 _COUNTS = struct.Struct(f"<IHHI4x{_CALL_COUNTERS}Q")
 _CODE_COUNT = struct.Struct("<I4xQQ")
 
@@ -60,7 +63,7 @@ class SharedCalls:
     fd
         The memfd; it stays the caller's.
     uid
-        Who must own it.
+        Who must own it; None: a file of the reader's own, which nobody writes to any more.
 
     Attributes
     ----------
@@ -73,8 +76,9 @@ class SharedCalls:
         ``bad-descriptor``, saying what is wrong.
     """
 
-    def __init__(self, fd: int, uid: int) -> None:
-        _check(fd, uid)
+    def __init__(self, fd: int, uid: int | None) -> None:
+        if uid is not None:
+            _check(fd, uid)
         self.fd = fd
         magic, number, self.clock, _, _ = self._header()
         if (magic, number) != (PST_SHARED_MAGIC, PST_FORMAT):
@@ -100,6 +104,24 @@ class SharedCalls:
 
     def _header(self) -> tuple[int, ...]:
         return _SHARED.unpack(os.pread(self.fd, _SHARED.size, 0))
+
+    def clock_records(self, now: Callable[[], tuple[int, int, int] | None]) -> Iterator[bytes]:
+        """Give the pair of times of the recording's start as a ``PST_CLOCK``, and one of now.
+
+        Parameters
+        ----------
+        now
+            Reads the processor's counter, CLOCK_MONOTONIC and the counter again.
+        """
+        start = _PAIR.unpack(os.pread(self.fd, _PAIR.size, _COUNTERS_AT + _COUNTERS.size))
+        yield self._clock(start)
+        pair = now() if self.clock else None
+        if pair and start[1] < pair[1]:  # else the machine has been started anew
+            yield self._clock(pair)
+
+    def _clock(self, pair: tuple[int, ...]) -> bytes:
+        size = _CLOCK.size + _PAIR.size
+        return _CLOCK.pack(size, PST_CLOCK, 0, self.clock) + _PAIR.pack(*pair)
 
     def _counts(self) -> bytes:
         counters = os.pread(self.fd, _COUNTERS.size, _COUNTERS_AT)

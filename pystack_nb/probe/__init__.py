@@ -11,14 +11,18 @@ import glob
 import importlib
 import os
 import platform
+import struct
 import sys
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pystack_nb.errors import OptionError, ProbeError, ProfilerStateError
+from pystack_nb.collector.calls import SharedCalls
+from pystack_nb.collector.protocol import CollectorProblem
+from pystack_nb.errors import OptionError, ProbeError, ProfilerStateError, PystackError
 from pystack_nb.probe.check import check, sees_init
+from pystack_nb.spool import block
 
 
 if TYPE_CHECKING:
@@ -83,6 +87,9 @@ class Probe:
     ----------
     options
         What is recorded.
+    path
+        Of a new file that what is stored is kept in, so that it survives this process without a
+        collector; None: memory, which a collector can share.
 
     Attributes
     ----------
@@ -99,16 +106,20 @@ class Probe:
         When the probe can't be tried now, since something else in this process is in its place.
     """
 
-    def __init__(self, options: CallOptions) -> None:
+    def __init__(self, options: CallOptions, path: Path | None = None) -> None:
         self._started = False
         self._module, self._init = load()
         self._options = options
         self.site: int = self._module.site()
-        self.fd = os.memfd_create("pystack_nb-calls", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        if path:
+            self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        else:
+            self.fd = os.memfd_create("pystack_nb-calls", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, self._module.SHARED_SIZE)
-            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
+            if not path:
+                seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+                fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
             self._module.prepare(self.fd, counter_is_constant())
         except BaseException:
             os.close(self.fd)
@@ -232,3 +243,34 @@ def _after_fork() -> None:
 
 # The memory is let go by the extension itself, whoever forks; the evaluator needs the interpreter.
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def rest(path: Path, pid: int) -> bytes:
+    """Give what a killed process had stored and not written, as a block of its spool file.
+
+    Parameters
+    ----------
+    path
+        Of the file that its `Probe` was given.
+    pid
+        Its own.
+
+    Returns
+    -------
+    bytes
+        Empty when it had not begun.
+    """
+    with path.open("rb") as file:
+        try:
+            shared = SharedCalls(file.fileno(), None)
+        except (CollectorProblem, struct.error):
+            return b""
+        return block(*shared.clock_records(_pair_now), *shared.records(pid))
+
+
+def _pair_now() -> tuple[int, int, int] | None:
+    try:
+        pair: tuple[int, int, int] = load()[0].pair()
+    except PystackError:
+        return None  # the times are a little less exact
+    return pair

@@ -206,6 +206,18 @@ static PyObject *forget(PyObject *module, PyObject *unused)
 	Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(pair_doc,
+	     "pair()\n--\n\n"
+	     "The processor's counter, CLOCK_MONOTONIC in ns, and the counter once more.");
+
+static PyObject *pair(PyObject *module, PyObject *unused)
+{
+	(void)module, (void)unused;
+	unsigned long long before = __rdtsc(), ns = monotonic_ns(), after = __rdtsc();
+
+	return Py_BuildValue("KKK", before, ns, after);
+}
+
 PyDoc_STRVAR(site_doc, "site()\n--\n\nAddress of the probe's site.");
 
 static PyObject *site(PyObject *module, PyObject *unused)
@@ -215,13 +227,10 @@ static PyObject *site(PyObject *module, PyObject *unused)
 }
 
 static PyMethodDef methods[] = {
-	{"prepare", prepare, METH_VARARGS, prepare_doc},
-	{"start", start, METH_VARARGS, start_doc},
-	{"stop", stop, METH_NOARGS, stop_doc},
-	{"close", close_, METH_NOARGS, close_doc},
-	{"forget", forget, METH_NOARGS, forget_doc},
-	{"site", site, METH_NOARGS, site_doc},
-	{NULL, NULL, 0, NULL},
+	{"prepare", prepare, METH_VARARGS, prepare_doc}, {"start", start, METH_VARARGS, start_doc},
+	{"stop", stop, METH_NOARGS, stop_doc},           {"close", close_, METH_NOARGS, close_doc},
+	{"forget", forget, METH_NOARGS, forget_doc},     {"pair", pair, METH_NOARGS, pair_doc},
+	{"site", site, METH_NOARGS, site_doc},           {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef definition = {

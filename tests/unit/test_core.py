@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import spools
@@ -83,3 +86,36 @@ def test_what_a_mode_or_source_cannot_do_is_said_with_what_can(pid):
     else:
         with pytest.raises(OptionError, match="use mode='sample' for it"):
             PyStackProfiler(mode="calls").start_profiling(pid=pid)
+
+
+KILLED = """
+import os, signal
+from pystack_nb import PyStackProfiler
+
+def called(number):
+    if number == 12_345:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+PyStackProfiler(mode="calls", source="inprocess").start_profiling()
+for number in range(20_000):
+    called(number)
+"""
+
+
+@pytest.mark.parametrize("cut", [0, 7])
+def test_calls_of_a_process_killed_without_a_collector_are_recovered_to_the_last(
+    cut, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    killed = subprocess.run([sys.executable, "-c", KILLED], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    if cut:  # killed while it wrote
+        (path,) = spool_folder().glob(f"*{SUFFIX}")
+        with path.open("ab") as file:
+            file.write(path.read_bytes()[16 : 16 + cut])
+    (recording,) = pystack_nb.recover(keep=False)
+    calls = recording.calls[recording.calls["function"] == "called"]
+    assert len(calls) == 12_346
+    assert calls["complete"].tolist() == [True] * 12_345 + [False]
+    assert not recording.info["complete"]
+    assert list(spool_folder().iterdir()) == []
