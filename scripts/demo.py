@@ -1,10 +1,11 @@
-"""Run the quickstart notebook from top to bottom in a real kernel, and say what it left.
+"""Run a notebook from top to bottom in a real kernel, and say what it left.
 
 The kernel runs under the Python that runs this program, whatever kernels are installed on the
 machine. Ends with status 1, and the cell's own error, when a cell fails.
 
-With ``--update``, what is kept in the repository is made anew: the notebook's outputs, and in
-``data/profiler_logs/quickstart`` the same cell recorded at a lower rate, so that it is small.
+With ``--update``, what is kept in the repository is made anew: the notebook's outputs, and, of the
+quickstart, in ``data/profiler_logs/quickstart`` the same cell recorded at a lower rate, so that it
+is small.
 """
 
 from __future__ import annotations
@@ -26,19 +27,24 @@ from nbclient.exceptions import CellExecutionError
 
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOK = ROOT / "notebooks" / "01_quickstart.ipynb"
+NOTEBOOKS = ROOT / "notebooks"
+QUICKSTART = "01_quickstart"
 LOGS = ROOT / "data" / "profiler_logs"
 OUT = LOGS / "demo"
 KEPT = LOGS / "quickstart"
 HZ, KEPT_HZ = "--hz 999", "--hz 199"
 
-# What the notebook must leave, as glob patterns below OUT, and what each is.
+# What each notebook must leave, as glob patterns below OUT, and what each is.
+TRACE = "the recording, for ui.perfetto.dev"
 EXPECTED = {
-    NOTEBOOK.name: "the executed notebook",
-    "*/samples.parquet": "the recording, as a folder of Parquet files",
-    "*.json": "the recording, as JSON",
-    "*.pftrace": "the recording, for ui.perfetto.dev",
-    "*.png": "a picture of the timeline",
+    QUICKSTART: {
+        "*.ipynb": "the executed notebook",
+        "*/samples.parquet": "the recording, as a folder of Parquet files",
+        "*.json": "the recording, as JSON",
+        "*.pftrace": TRACE,
+        "*.png": "a picture of the timeline",
+    },
+    "02_every_call": {"*.ipynb": "the executed notebook", "*.pftrace": TRACE},
 }
 
 
@@ -60,37 +66,44 @@ def execute(document: nbformat.NotebookNode, out: Path) -> None:
         km=AsyncKernelManager(kernel_spec_manager=ThisPython()),
         timeout=600,
         record_timing=False,
-        resources={"metadata": {"path": str(NOTEBOOK.parent)}},
+        resources={"metadata": {"path": str(NOTEBOOKS)}},
     ).execute()
 
 
-def run(out: Path) -> nbformat.NotebookNode:
-    """Execute the quickstart in a new folder `out`, and keep it there as far as it got."""
+def run(name: str, out: Path) -> nbformat.NotebookNode:
+    """Execute a notebook in a new folder `out`, and keep it there as far as it got."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    document = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = NOTEBOOKS / f"{name}.ipynb"
+    document = nbformat.read(notebook, as_version=4)
     try:
         execute(document, out)
     finally:
-        nbformat.write(document, out / NOTEBOOK.name)
+        nbformat.write(document, out / notebook.name)
     return document
 
 
-def update(document: nbformat.NotebookNode) -> None:
-    """Keep an executed quickstart, and make the recording that is kept."""
+def update(name: str, document: nbformat.NotebookNode) -> None:
+    """Keep an executed notebook; of the quickstart, make the recording that is kept."""
+    if name == QUICKSTART:
+        keep_recording(document)
+    nbformat.write(document, NOTEBOOKS / f"{name}.ipynb")
+
+
+def keep_recording(document: nbformat.NotebookNode) -> None:
+    """Record the quickstart's cell anew, at the lower rate."""
     shutil.rmtree(KEPT, ignore_errors=True)
     KEPT.mkdir()
     smaller = copy.deepcopy(document)
     for cell in smaller.cells:
         cell.source = cell.source.replace(HZ, KEPT_HZ)
     execute(smaller, KEPT)
-    nbformat.write(document, NOTEBOOK)
 
 
-def report(out: Path) -> int:
+def report(name: str, out: Path) -> int:
     """Print what lies in `out`; 1 if something that the notebook should leave is not there."""
     status = 0
-    for pattern, what in EXPECTED.items():
+    for pattern, what in EXPECTED[name].items():
         paths = sorted(out.glob(pattern))
         for path in paths:
             shown = path.parent if path.name == "samples.parquet" else path
@@ -103,23 +116,26 @@ def report(out: Path) -> int:
 
 def main() -> int:
     """Read the command line and run the demo."""
-    parser = argparse.ArgumentParser(description="Run the quickstart notebook in a real kernel.")
+    parser = argparse.ArgumentParser(description="Run a notebook in a real kernel.")
+    parser.add_argument(
+        "notebook", nargs="?", default=QUICKSTART, choices=EXPECTED, help=f"default: {QUICKSTART}"
+    )
     parser.add_argument("--out", type=Path, default=OUT, help="where to leave everything")
     parser.add_argument(
         "--update",
         action="store_true",
-        help="also put the notebook's outputs and a small recording into the repository",
+        help="also put the notebook's outputs, and the quickstart's recording, in the repository",
     )
     options = parser.parse_args()
     out = options.out.absolute()
     try:
-        document = run(out)
+        document = run(options.notebook, out)
         if options.update:
-            update(document)
+            update(options.notebook, document)
     except CellExecutionError as error:
         print(error, file=sys.stderr)
         return 1
-    return report(out)
+    return report(options.notebook, out)
 
 
 if __name__ == "__main__":
