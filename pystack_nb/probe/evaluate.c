@@ -143,8 +143,8 @@ static PyObject *pass(struct thread *t, PyThreadState *ts, Frame *f, int throwin
 	return result;
 }
 
-static COLD PyObject *special(struct thread *t, struct code *c, bool limited, PyThreadState *ts,
-			      Frame *f, int throwing)
+static PyObject *special(struct thread *t, struct code *c, bool limited, PyThreadState *ts,
+			 Frame *f, int throwing)
 {
 	if (!c || (c->generator && makes_generator(f)))
 		return run(t, ts, f, throwing);
