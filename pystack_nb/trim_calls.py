@@ -64,37 +64,40 @@ def trim_calls(calls: pd.DataFrame, machinery: Machinery, cell: Mapping[str, Any
     if not len(calls):
         return calls
     parent = calls["parent"].to_numpy()
-    ts_ns = calls["ts_ns"].to_numpy()
-    begin_ns, end_ns = _bounds(calls, cell)
     levels = _Levels(calls["depth"].to_numpy())
-
     known = _chains(calls, parent, levels, machinery, cell)
-    kept = ((known & (_CELL | _USERS)) != 0) & (ts_ns >= begin_ns) & (ts_ns <= end_ns)
-    rows = np.flatnonzero(kept)
-    into_python = rows[(parent[rows] >= 0) & _is_python(calls)[rows]]
-    passed = np.zeros(len(calls), dtype=bool)
-    passed[parent[into_python]] = True
-    passed &= kept & of_file(calls, lambda name: name.startswith(machinery.inside))
-    kept &= ~passed
+    early, cut, limit_ns = _out_of_time(calls, cell)
+    kept = ((known & (_CELL | _USERS)) != 0) & ~early
+    kept[cut] &= calls["ts_ns"].to_numpy()[cut] <= limit_ns
 
+    rows = np.flatnonzero(kept & _is_python(calls))
+    passed = np.zeros(len(calls) + 1, dtype=bool)  # the last place is no caller's
+    passed[parent[rows]] = True
+    passed = passed[:-1] & kept & of_file(calls, lambda name: name.startswith(machinery.inside))
+    kept &= ~passed
     caller, depth = _callers(parent, kept, kept | passed, levels)
-    dur_ns, self_ns, cut = _cut(calls, parent, end_ns)
+    dur_ns, self_ns = _cut(calls, parent, cut, limit_ns)
     through = np.flatnonzero(passed)
     through = through[caller[through] >= 0]
     np.add.at(self_ns, caller[through], self_ns[through])
+    complete = calls["complete"].to_numpy().copy()
+    complete[cut] = False
 
     rows = np.flatnonzero(kept)
     place = np.full(len(calls) + 1, -1, dtype=np.int64)  # the last place is no caller's
     place[rows] = np.arange(len(rows))
     changed = {
-        "dur_ns": dur_ns[rows],
-        "self_ns": self_ns[rows],
-        "depth": depth[rows],
-        "parent": place[caller[rows]],
-        "complete": calls["complete"].to_numpy()[rows] & ~cut[rows],
+        "dur_ns": dur_ns,
+        "self_ns": self_ns,
+        "depth": depth,
+        "parent": place[caller],
+        "complete": complete,
     }
+    # Mostly, all of the cell's calls follow each other, and need not be copied.
+    together = len(rows) > 0 and rows[-1] - rows[0] == len(rows) - 1
+    chosen = slice(rows[0], rows[-1] + 1) if together else rows
     columns = {
-        name: changed[name] if name in changed else calls[name].array.take(rows)
+        name: changed[name][chosen] if name in changed else calls[name].array[chosen]
         for name in tables.CALLS
     }
     return pd.DataFrame(columns, copy=False)
@@ -159,17 +162,20 @@ def _users_roots(tid: Ints, side: Ints) -> Bools:
     return users
 
 
-def _bounds(calls: pd.DataFrame, cell: Mapping[str, Any]) -> tuple[Ints, Ints]:
-    """Tell of each call between which times it has to begin, and to end."""
-    mine = (calls["tid"] == cell["tid"]).to_numpy()
+def _out_of_time(calls: pd.DataFrame, cell: Mapping[str, Any]) -> tuple[Bools, Ints, Ints]:
+    """Find the calls that begin too early, and those that end too late, with when is too late."""
+    ts_ns, dur_ns = (calls[x].to_numpy() for x in ("ts_ns", "dur_ns"))
+    ends_ns = ts_ns + dur_ns
     begin_ns, end_ns = int(cell["start_ns"]), int(cell["end_ns"])
     own_begin_ns, own_end_ns = begin_ns, end_ns
+    mine = (calls["tid"] == cell["tid"]).to_numpy()
     rows = np.flatnonzero(mine & of_file(calls, lambda name: name == cell["filename"]))
     if len(rows):  # they may be excluded
-        ts_ns, dur_ns = (calls[x].to_numpy()[rows] for x in ("ts_ns", "dur_ns"))
-        own_begin_ns = max(begin_ns, int(ts_ns[0]))
-        own_end_ns = min(end_ns, int((ts_ns + dur_ns).max()))
-    return np.where(mine, own_begin_ns, begin_ns), np.where(mine, own_end_ns, end_ns)
+        own_begin_ns = max(begin_ns, int(ts_ns[rows[0]]))
+        own_end_ns = min(end_ns, int(ends_ns[rows].max()))
+    early = (ts_ns < begin_ns) | (mine & (ts_ns < own_begin_ns))
+    late = np.flatnonzero((ends_ns > end_ns) | (mine & (ends_ns > own_end_ns)))
+    return early, late, np.where(mine[late], own_end_ns, end_ns)
 
 
 def _callers(parent: Ints, kept: Bools, walked: Bools, levels: _Levels) -> tuple[Ints, Ints]:
@@ -186,18 +192,16 @@ def _callers(parent: Ints, kept: Bools, walked: Bools, levels: _Levels) -> tuple
     return caller[:-1], depth[:-1]
 
 
-def _cut(calls: pd.DataFrame, parent: Ints, end_ns: Ints) -> tuple[Ints, Ints, Bools]:
-    """End the calls where the cell ends; self time behind it goes, too."""
+def _cut(calls: pd.DataFrame, parent: Ints, rows: Ints, limit_ns: Ints) -> tuple[Ints, Ints]:
+    """End some of the calls sooner; self time behind that goes, too."""
     ts_ns, dur_ns = calls["ts_ns"].to_numpy(), calls["dur_ns"].to_numpy().copy()
     self_ns = calls["self_ns"].to_numpy().copy()
-    cut = ts_ns + dur_ns > end_ns
-    rows = np.flatnonzero(cut)
-    behind = ts_ns[rows] + dur_ns[rows] - np.maximum(ts_ns[rows], end_ns[rows])
+    behind = ts_ns[rows] + dur_ns[rows] - np.maximum(ts_ns[rows], limit_ns)
     dur_ns[rows] -= behind
     self_ns[rows] -= behind
     called = parent[rows] >= 0
     np.add.at(self_ns, parent[rows][called], behind[called])
-    return dur_ns, self_ns, cut
+    return dur_ns, self_ns
 
 
 def _is_python(calls: pd.DataFrame) -> Bools:

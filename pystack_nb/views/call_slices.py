@@ -42,9 +42,12 @@ class CallSlices:
 
     def __init__(self, recording: Recording, shown: list[Thread], max_depth: int) -> None:
         calls = recording.calls
-        tid, depth = calls["tid"].to_numpy(), calls["depth"].to_numpy()
-        wanted = (depth < max_depth) & _is_one_of(tid, [x.tid for x in shown])
-        rows = np.flatnonzero(wanted)
+        tid, depth, start, length, parent = (
+            calls[x].to_numpy() for x in ("tid", "depth", "ts_ns", "dur_ns", "parent")
+        )
+        function, first = distinct_functions(calls)
+        self._named = calls.iloc[first]
+        rows = np.flatnonzero((depth < max_depth) & _is_one_of(tid, [x.tid for x in shown]))
         thread, self._tids = pd.factorize(tid[rows])
         # Two small numbers in one that is sorted quickly, by counting, where it has 16 bits.
         key = depth[rows].astype(np.int64) * len(self._tids) + thread
@@ -53,17 +56,13 @@ class CallSlices:
         rows = rows[order]
         place = np.full(len(calls) + 1, -1, np.int64)  # the last place is no caller's
         place[rows] = np.arange(len(rows))
-        chosen = calls.take(rows)
-        function, first = distinct_functions(chosen)
-        self._named = chosen.iloc[first]
-        start = chosen["ts_ns"].to_numpy()
         self._stretches = Stretches(
             thread[order],
             depth[rows],
-            start,
-            start + chosen["dur_ns"].to_numpy(),
-            place[chosen["parent"].to_numpy()],
-            function,
+            start[rows],
+            start[rows] + length[rows],
+            place[parent[rows]],
+            function[rows],
             np.ones(len(rows), np.int64),
         )
 
