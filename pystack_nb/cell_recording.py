@@ -50,6 +50,9 @@ _OTHERS = (
 )
 # What a cell's code goes through on its way to code that is the user's, too.
 _INSIDE = ("IPython", "ipykernel", "traitlets")
+# What shows a cell's value, and what of that calls the value's own functions.
+_DISPLAY = ("IPython.core.displayhook",)
+_RENDERERS = ("IPython.core.formatters", "IPython.lib.pretty")
 
 # How the kernel's own program was started; asked now, since cells may change sys.argv.
 _STARTERS = ("<frozen runpy>", *(path for path in sys.argv[:1] if path))
@@ -179,6 +182,8 @@ def _machinery() -> Machinery:
         others=(*_places(_OTHERS), *_STARTERS),
         inside=tuple(_places(_INSIDE)),
         threads=("ZMQbg/",),
+        display=tuple(_places(_DISPLAY)),
+        renderers=tuple(_places(_RENDERERS)),
     )
 
 

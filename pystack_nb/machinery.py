@@ -34,19 +34,39 @@ class Machinery:
         What stands between the cell's code and what it has called, such as another magic.
     threads : tuple of str
         How the names of its threads that run no Python begin.
+    display : tuple of str
+        What shows the value of the cell's last expression, which is no work of the cell's ...
+    renderers : tuple of str
+        ... but for the functions of the value that these ask for its looks.
     """
 
     carriers: tuple[str, ...]
     others: tuple[str, ...]
     inside: tuple[str, ...]
     threads: tuple[str, ...]
+    display: tuple[str, ...] = ()
+    renderers: tuple[str, ...] = ()
 
 
 def of_file(table: pd.DataFrame, belongs: Callable[[str], bool]) -> Bools:
     """Ask a question about each distinct file name, and spread the answers to the rows."""
-    names = table["filename"].cat
-    answers = np.array([belongs(str(name)) for name in names.categories] + [False], dtype=bool)
-    return answers[names.codes.to_numpy()]
+    return _of_category(table["filename"], belongs)
+
+
+def shows(table: pd.DataFrame) -> Bools:
+    """Tell which functions are those that a value is asked for its looks with."""
+    return _of_category(table["function"], _is_repr)
+
+
+def _is_repr(function: str) -> bool:
+    name = function.rpartition(".")[2]
+    return name.startswith("_repr_") or name in {"__repr__", "__str__"}
+
+
+def _of_category(column: pd.Series, belongs: Callable[[str], bool]) -> Bools:
+    categories = column.cat
+    answers = [*(belongs(str(name)) for name in categories.categories), False]
+    return np.array(answers, dtype=bool)[categories.codes.to_numpy()]
 
 
 def renamed(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 Pure: a Recording goes in and another one comes out.  Only recordings of cells are trimmed;
 what belongs to the machinery is told by `Machinery`, as files and folders.
 
-Samples from before and after the cell are dropped.  For the others there are three rules,
+Samples from before and after the cell are dropped.  For the others there are four rules,
 looked at once for each distinct stack:
 
 * a stack with a frame of the cell's own code starts at the outermost of these;
@@ -13,6 +13,7 @@ looked at once for each distinct stack:
   business and the sample is dropped, as is one of which nothing in Python is left;
   In what is left, a frame of the machinery that user code goes through (`inside`) stays only
   where it is the innermost one in Python, and the time is its own;
+* of what shows the value of the cell's last expression, only the value's own functions stay;
 * a stack without Python, such as that of a native thread pool, stays as it is, unless its
   thread is one of the machinery's.
 
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pystack_nb.machinery import Machinery, of_file, renamed
+from pystack_nb.machinery import Machinery, of_file, renamed, shows
 from pystack_nb.recording import Recording
 from pystack_nb.trim_calls import trim_calls
 
@@ -137,6 +138,13 @@ def _cuts(
     outside[stack[last]] = True
     without_cell = in_cell == beyond
     dropped = without_cell & has_python & ((own == beyond) | outside)
+
+    # What shows the cell's value is dropped, unless it is the value that has been asked.
+    shown = python & of_file(frames, lambda name: name.startswith(machinery.display or "\0"))
+    display = first_position(shown & (position > in_cell[stack]))
+    asks = of_file(frames, lambda name: name.startswith(machinery.renderers or "\0"))
+    asked = python & ~carrier & ~other & shows(frames) & np.append(False, asks[:-1])[: len(stack)]
+    dropped |= (display != beyond) & (first_position(asked & (position > display[stack])) == beyond)
     first = np.where(without_cell, np.where(own == beyond, 0, own), in_cell)
     return first, dropped
 

@@ -10,6 +10,7 @@ are those for samples.
 * On the cell's thread, only what begins while the cell's own code runs is looked at: from its
   first call to the end of its last one.  A chain that begins there by itself is another stack
   of the cell's, such as a greenlet's.
+* Of what shows the value of the cell's last expression, only the value's own functions stay.
 * A call of the machinery that kept calls go through (`Machinery.inside`) makes way for them:
   they go to the call that it was made from, and so does its own time.
 
@@ -25,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from pystack_nb import tables
-from pystack_nb.machinery import of_file
+from pystack_nb.machinery import of_file, shows
 
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 _CELL = 1  # it has a call of the cell's
 _OWN = 2  # it has one that is nobody's machinery ...
 _USERS = 4  # ... and the outermost of these was called by the user
+_SHOWN = 8  # it shows the cell's value, which has not been asked for its looks
 
 
 def trim_calls(calls: pd.DataFrame, machinery: Machinery, cell: Mapping[str, Any]) -> pd.DataFrame:
@@ -67,7 +69,8 @@ def trim_calls(calls: pd.DataFrame, machinery: Machinery, cell: Mapping[str, Any
     levels = _Levels(calls["depth"].to_numpy())
     known = _chains(calls, parent, levels, machinery, cell)
     early, cut, limit_ns = _out_of_time(calls, cell)
-    kept = ((known & (_CELL | _USERS)) != 0) & ~early
+    shown = (known & _SHOWN) != 0
+    kept = ((known & (_CELL | _USERS)) != 0) & ~shown & ~early
     kept[cut] &= calls["ts_ns"].to_numpy()[cut] <= limit_ns
 
     rows = np.flatnonzero(kept & _is_python(calls))
@@ -75,7 +78,7 @@ def trim_calls(calls: pd.DataFrame, machinery: Machinery, cell: Mapping[str, Any
     passed[parent[rows]] = True
     passed = passed[:-1] & kept & of_file(calls, lambda name: name.startswith(machinery.inside))
     kept &= ~passed
-    caller, depth = _callers(parent, kept, kept | passed, levels)
+    caller, depth = _callers(parent, kept, kept | passed | shown, levels)
     dur_ns, self_ns = _cut(calls, parent, cut, limit_ns)
     through = np.flatnonzero(passed)
     through = through[caller[through] >= 0]
@@ -142,6 +145,9 @@ def _chains(
     seed = _CELL * in_cell.astype(np.uint8)
     seed[own] |= _OWN
     seed[own & users] |= _USERS
+    seed[of_file(calls, lambda name: name.startswith(machinery.display or "\0"))] |= _SHOWN
+    asks = of_file(calls, lambda name: name.startswith(machinery.renderers or "\0"))
+    asked = own & shows(calls) & asks[parent] & (parent >= 0)
 
     # What a chain may still learn, by what it knows: only the outermost own call decides.
     open_to = np.array([0xFF, 0xFF] + 2 * [0xFF ^ _USERS], dtype=np.uint8)
@@ -149,6 +155,7 @@ def _chains(
     for rows in levels:
         above = known[parent[rows]]
         known[rows] = above | (seed[rows] & open_to[above & (_CELL | _OWN)])
+        known[rows[asked[rows]]] &= ~np.uint8(_SHOWN)
     return known[:-1]
 
 

@@ -13,6 +13,8 @@ MACHINERY = Machinery(
     others=("/site/IPython/", "/site/ipykernel/", "<frozen runpy>"),
     inside=("/site/IPython/", "/site/ipykernel/"),
     threads=("ZMQbg/",),
+    display=("/site/IPython/core/displayhook.py",),
+    renderers=("/site/IPython/core/formatters.py",),
 )
 MARK = {"filename": CELL, "pid": 7, "tid": 7, "start_ns": 100, "end_ns": 900}
 
@@ -105,6 +107,20 @@ def test_machinery_between_the_cell_and_what_it_called_is_cut():
         [("<module>", 0), ("<module>", 1), ("work", 2)],
         [("task", 0), ("work", 1)],
     ]
+
+
+SHOW = ("__call__", "/site/IPython/core/displayhook.py")
+ASK = ("format", "/site/IPython/core/formatters.py")
+
+
+def test_of_what_shows_the_cells_value_only_the_values_own_functions_stay():
+    result = trimmed(
+        [*IN_CELL, SHOW, ("send", "/site/ipykernel/displayhook.py"), ("dumps", "/lib/json.py")],
+        [*IN_CELL, SHOW, ASK],
+        [*IN_CELL, SHOW, ASK, ("__repr__", "/home/user/lib.py")],
+    )
+    assert stacks_of(result) == [[("<module>", 0), ("__repr__", 1)]]
+    assert result.info["trimmed"] == 2
 
 
 @pytest.mark.parametrize("native", [[], [("write", "/lib/libc.so")]])

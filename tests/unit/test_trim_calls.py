@@ -19,6 +19,8 @@ MACHINERY = Machinery(
     others=("/site/IPython/", "/site/ipykernel/"),
     inside=("/site/IPython/", "/site/ipykernel/"),
     threads=(),
+    display=("/site/IPython/core/displayhook.py",),
+    renderers=("/site/IPython/core/formatters.py",),
 )
 MAIN, WORKER = 100, 101
 START, END = 100, 900
@@ -98,6 +100,16 @@ def test_machinery_that_calls_go_through_makes_way_and_leaves_its_time():
     result = trimmed({MAIN: [call(MODULE, 130, 200, inside)]})
     assert tree(result, "self_ns") == {MAIN: [("<module>", 30 + 20 + 15, [("dumps", 5, [])])]}
     assert depths(result) == [0, 1]
+
+
+def test_of_what_shows_the_cell_s_value_only_the_value_s_own_functions_stay():
+    asked = call("__repr__ /src/lib.py", 150, 160, call(LIBRARY, 152, 155))
+    ask = call("format /site/IPython/core/formatters.py", 145, 165, asked)
+    send = call("send /site/ipykernel/displayhook.py", 170, 180, call(LIBRARY, 172, 173))
+    show = call("__call__ /site/IPython/core/displayhook.py", 140, 190, ask, send)
+    result = trimmed({MAIN: [call(MODULE, 130, 200, show)]})
+    assert tree(result) == {MAIN: [("<module>", [("__repr__", [("dumps", [])])])]}
+    assert depths(result) == [0, 1, 2]
 
 
 def test_machinery_that_calls_nothing_in_python_stays():
