@@ -155,7 +155,8 @@ class CellRecording:
     def _trimmed(self, recording: Recording) -> Recording:
         from pystack_nb.trim import trim  # noqa: PLC0415 - imports pandas
 
-        files = recording.frames["filename"].cat.categories
+        tables = (recording.frames, recording.calls, recording.counts)
+        files = {file for table in tables for file in table["filename"].cat.categories}
         labels = {file: self._shell.compile.format_code_name(file) for file in files}
         names = {file: label[-1] for file, label in labels.items() if label}
         return trim(recording, _machinery(), self._cell, names)

@@ -97,6 +97,40 @@ def test_the_cell_is_the_root(kernel):
     assert [x for x in files if machinery.search(x)] == []
 
 
+@pytest.mark.parametrize("source", ["ebpf", "inprocess"])
+def test_the_calls_of_a_cell_are_its_own_and_no_others(kernel, source):
+    code = "def leaf(): pass\ndef work():\n    for _ in range(3): leaf()\nwork()\n6 * 7"
+    kernel.run(f"%%pystack --mode calls --source {source}\n{code}")
+    kernel.run("_c = pystack_nb.last().calls", silent=True)
+    parents = kernel.evaluate(
+        "[(f, 'In[' in n, None if p < 0 else _c['function'][p]) "
+        "for f, n, p in zip(_c['function'], _c['filename'], _c['parent'])]"
+    )
+    called = [x for x in parents if x[0] != "<module>"]
+    assert called == [("work", True, "<module>"), *[("leaf", True, "work")] * 3]
+    assert {x for x in parents if x[0] == "<module>"} == {("<module>", True, None)}
+    assert kernel.evaluate("pystack_nb.last().info['source']") == source
+
+
+def test_what_is_recorded_of_calls_can_be_chosen(kernel):
+    code = "import json\ndef outer(): return json.dumps([1])\nouter()"
+    kernel.run(f"%%pystack --mode calls --exclude json* --depth 2\n{code}")
+    found = kernel.evaluate("pystack_nb.last().calls['function'].unique().tolist()")
+    assert "outer" in found
+    assert "dumps" not in found
+
+
+def test_a_cell_over_its_budget_says_which_calls_it_only_counted(kernel):
+    code = "def leaf(): pass\nfor _ in range(600_000): leaf()"
+    outcome = kernel.run(f"%%pystack --mode calls --budget 0.02\n{code}")
+    (display,) = outcome.displays
+    assert "leaf" in display["text/plain"]
+    demoted = kernel.evaluate("pystack_nb.last().info['demoted']")
+    assert [x["function"] for x in demoted] == ["leaf"]
+    functions = "pystack_nb.last().functions().set_index('function')"
+    assert kernel.evaluate(f"int({functions}['ncalls']['leaf'])") == 600_000
+
+
 def test_lines_are_those_of_the_cell_as_it_was_written(kernel):
     kernel.run("%%pystack -o rec\n\n# a comment\nspin(0.2)")
     kernel.run("_r = rec.stacks; _r = _r[_r['function'] == '<module>']", silent=True)
