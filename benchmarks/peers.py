@@ -86,8 +86,15 @@ class Target(_Program):
         return sum(
             _cpu_s(int(folder.name))
             for folder in Path("/proc").glob("[0-9]*")
-            if mark in (folder / "cmdline").read_bytes().split(b"\0")
+            if mark in _command(folder)
         )
+
+
+def _command(folder: Path) -> list[bytes]:
+    try:
+        return (folder / "cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []  # it has ended since the folder was listed
 
 
 class Floor(_Program):
