@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ import time
 import traceback
 
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from pystack_nb.options import Options
+    from pystack_nb.probe import CallOptions
     from pystack_nb.recording import Recording
     from pystack_nb.trim import Machinery
 
@@ -79,7 +82,7 @@ class CellRecording:
         self._core = core
         mode, self._note = _mode(options)
         self._profiler = core.PyStackProfiler(
-            mode=mode, hz=options.hz, source=options.source, calls=options.calls
+            mode=mode, hz=options.hz, source=options.source, calls=_inside(options.calls)
         )
         self._cell: dict[str, Any] = {}
 
@@ -160,6 +163,12 @@ class CellRecording:
         labels = {file: self._shell.compile.format_code_name(file) for file in files}
         names = {file: label[-1] for file, label in labels.items() if label}
         return trim(recording, _machinery(), self._cell, names)
+
+
+def _inside(calls: CallOptions) -> CallOptions:
+    """Count depth from the cell's own code on, and not from what runs it."""
+    places = (*_places(_CARRIERS), *_places(_OTHERS), *_STARTERS)
+    return replace(calls, outside=tuple(f"{glob.escape(x)}*" for x in places))
 
 
 def _mode(options: Options) -> tuple[str, str | None]:

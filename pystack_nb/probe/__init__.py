@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pystack_nb.collector.calls import SharedCalls
-from pystack_nb.collector.protocol import CollectorProblem
 from pystack_nb.errors import OptionError, ProbeError, ProfilerStateError, PystackError
 from pystack_nb.probe.check import check, sees_init
 from pystack_nb.spool import block
@@ -46,6 +44,9 @@ class CallOptions:
         what `exclude` names.
     depth : int or None
         Calls inside so many recorded ones are not recorded.
+    outside : tuple of str
+        Globs of files: their calls count for no depth, as long as no other call is around them.
+        They are what runs the code that is looked at.
     min_us : float
         Shorter calls have no slice, and are counted.
     c_calls : bool
@@ -59,6 +60,7 @@ class CallOptions:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     depth: int | None = None
+    outside: tuple[str, ...] = ()
     min_us: float = 0.0
     c_calls: bool = False
     max_events: int = MAX_EVENTS
@@ -153,6 +155,7 @@ class Probe:
                 options.include,
                 options.exclude,
                 (_HIDDEN,),
+                options.outside,
             )
         except (RuntimeError, ValueError) as error:
             raise _in_the_way(error) from None
@@ -260,6 +263,10 @@ def rest(path: Path, pid: int) -> bytes:
     bytes
         Empty when it had not begun.
     """
+    # What the collector reads with, which a recorded process need not load.
+    from pystack_nb.collector.calls import SharedCalls  # noqa: PLC0415
+    from pystack_nb.collector.protocol import CollectorProblem  # noqa: PLC0415
+
     with path.open("rb") as file:
         try:
             shared = SharedCalls(file.fileno(), None)

@@ -95,12 +95,12 @@ static void abandon(void)
 
 PyDoc_STRVAR(start_doc,
 	     "start(fd, spool, init, c_calls, max_events, depth, min_us, budget, call_ns,\n"
-	     "      include, exclude, hidden)\n--\n\n"
+	     "      include, exclude, hidden, outside)\n--\n\n"
 	     "Record the calls of this interpreter, from this one's return on.\n\n"
 	     "fd: the shared memory. spool: -1, or the file that the in-process source writes to.\n"
 	     "init: whether __init__ must be watched by sys.monitoring. call_ns: what a recorded "
 	     "call costs, for the budget. The\n"
-	     "last three: tuples of globs. 0 is no limit.");
+	     "last four: tuples of globs. 0 is no limit.");
 
 static PyObject *start(PyObject *module, PyObject *args)
 {
@@ -108,12 +108,13 @@ static PyObject *start(PyObject *module, PyObject *args)
 	unsigned int depth;
 	unsigned long long max_events;
 	double min_us, budget, call_ns;
-	PyObject *include, *exclude, *hidden;
+	PyObject *include, *exclude, *hidden, *outside;
 
 	(void)module;
-	if (!PyArg_ParseTuple(args, "iippKIdddO!O!O!", &fd, &spool, &init, &c_calls, &max_events,
+	if (!PyArg_ParseTuple(args, "iippKIdddO!O!O!O!", &fd, &spool, &init, &c_calls, &max_events,
 			      &depth, &min_us, &budget, &call_ns, &PyTuple_Type, &include,
-			      &PyTuple_Type, &exclude, &PyTuple_Type, &hidden))
+			      &PyTuple_Type, &exclude, &PyTuple_Type, &hidden, &PyTuple_Type,
+			      &outside))
 		return NULL;
 	if (rec.shared) {
 		PyErr_SetString(PyExc_RuntimeError, "calls are being recorded already");
@@ -124,7 +125,7 @@ static PyObject *start(PyObject *module, PyObject *args)
 		return NULL;
 	}
 	if (set_patterns(&filters.include, include) || set_patterns(&filters.exclude, exclude) ||
-	    set_patterns(&filters.hidden, hidden))
+	    set_patterns(&filters.hidden, hidden) || set_patterns(&filters.outside, outside))
 		return NULL;
 	limits = (struct limits){.depth = depth, .budget = budget};
 	if (min_us > 0 || budget > 0) {

@@ -176,7 +176,7 @@ def _record(module: ModuleType, *, init: bool) -> bytes:
     with _memory() as fd, _memory() as spool:
         os.ftruncate(fd, module.SHARED_SIZE)
         module.prepare(fd, False)
-        module.start(fd, spool, init, False, 0, 0, 0.0, 0.0, 0.0, (_OWN,), (), ())
+        module.start(fd, spool, init, False, 0, 0, 0.0, 0.0, 0.0, (_OWN,), (), (), ())
         try:
             _every_kind(_ROUNDS)
         finally:

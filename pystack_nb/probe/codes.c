@@ -186,6 +186,8 @@ COLD struct code *codes_learn(struct thread *t, Frame *f)
 	if (give_id(c)) {
 		c->init = false;
 		c->generator = code->co_flags & (CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR);
+		c->outside = filters.outside.count &&
+			     is_one_of(&filters.outside, utf8_of(code->co_filename));
 		c->mode = c->generator ? CODE_GENERATOR : CODE_RECORDED;
 		if (is_wanted(f))
 			put_code(t, c, code->co_filename, code->co_qualname, code->co_firstlineno,

@@ -22,6 +22,7 @@ struct code {
 	uint8_t mode;
 	bool generator;               /* whatever its mode is */
 	bool init;                    /* some class's __init__, as far as is known */
+	bool outside;                 /* of the files that run what is looked at */
 	uint32_t calls;               /* since the budget was looked at */
 	struct code *previous, *next; /* all that there are */
 };
@@ -35,7 +36,8 @@ struct patterns {
 struct filters {
 	struct patterns include; /* none: everything */
 	struct patterns exclude;
-	struct patterns hidden; /* folders, whose own files are never recorded */
+	struct patterns hidden;  /* folders, whose own files are never recorded */
+	struct patterns outside; /* what runs the code that is looked at: it has no depth */
 };
 
 extern struct filters filters;

@@ -96,7 +96,7 @@ static PyObject *record_limited(struct thread *t, struct code *c, enum pst_word 
 
 	c->calls++;
 	push(t, current_frame(ts), f);
-	uint32_t depth = t->top->depth = t->top[-1].depth + 1;
+	uint32_t depth = t->top->depth = limits_depth(c, t->top[-1].depth);
 
 	if (limits.depth && depth > limits.depth) {
 		result = run(t, ts, f, throwing);

@@ -20,6 +20,12 @@ static inline bool limits_any(void)
 	return limits.depth || limits.min_ticks || limits.budget > 0;
 }
 
+/* The depth of a recorded call inside calls of the depth `around`. */
+static inline uint32_t limits_depth(const struct code *c, uint32_t around)
+{
+	return around || !c->outside ? around + 1 : 0;
+}
+
 /* Ticks of the clock in a microsecond. */
 double limits_ticks_per_us(void);
 /* The recording begins. */

@@ -157,7 +157,7 @@ static void enter_init(struct thread *t, struct code *c, Frame *f)
 	if (c->mode != CODE_RECORDED || t->recording != rec.recording)
 		return;
 	c->calls++;
-	l->depth++;
+	l->depth = limits_depth(c, l->depth);
 	if (limits.depth && l->depth > limits.depth)
 		return;
 	l->entered = true;

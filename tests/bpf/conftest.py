@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -147,5 +149,7 @@ def notebook(tmp_path):
 
     yield run
     for process in started:
-        process.kill()
+        # Its forked children, too: they would keep its output open, which is read to its end.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()

@@ -349,3 +349,15 @@ def test_what_is_in_the_place_of_the_probe_is_named(probed):
         "keep(record(lambda: call(100), c_calls=True))\n"
     )
     assert probed.ncalls()["leaf"] == 100
+
+
+def test_depth_begins_inside_what_runs_the_code_that_is_looked_at(probed):
+    runner = probed.folder / "runner.py"
+    runner.write_text("def step(f): f()\ndef run(f): step(f)\n")
+    probed.run(
+        "import runner\ndef outer(): inner()\ndef inner(): runner.run(deep)\ndef deep(): pass\n"
+        "import functools\nprogram = functools.partial(runner.run, outer)\n"
+        f"keep(record(program, depth=2, outside=({str(runner)!r},)))\n"
+    )
+    found = probed.ncalls().keys() - {"Recording.stop"}
+    assert found == {"run", "step", "outer", "inner"}
