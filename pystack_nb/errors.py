@@ -12,6 +12,7 @@ other module can import this one.
     * RateError, OptionError, ExportPathError, ProfilerStateError
     * RecordingFormatError, SpoolError
     * RecordingEndedError: TargetExitedError, SpoolFullError
+    * TorchMissingError, FaultError, CampaignError
     * ProtocolError, CollectorError
 """
 
@@ -109,6 +110,18 @@ class SpoolFullError(RecordingEndedError, OSError):
 
 class ProfilerStateError(PystackError, RuntimeError):
     """The profiler is asked for something that its state does not allow."""
+
+
+class TorchMissingError(PystackError, ImportError):
+    """Faults are asked for, and PyTorch is not installed."""
+
+
+class FaultError(PystackError, ValueError):
+    """There is no such fault: its site, its error model or its moment can't be."""
+
+
+class CampaignError(PystackError, ValueError):
+    """A campaign can't be planned, or its results' folder is not its own."""
 
 
 class ProtocolError(PystackError):
