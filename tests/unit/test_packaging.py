@@ -52,11 +52,19 @@ def test_environment_yml_and_pyproject_want_the_same_oldest_python():
     assert python.split(",")[0] == "python" + PROJECT["requires-python"]
 
 
-def test_only_the_torch_extra_pulls_in_torch():
+def test_torch_comes_with_its_extra_and_the_tests_alone():
     for name, extra in PROJECT["optional-dependencies"].items():
         pulls_torch = any(re.match(r"torch\b", requirement) for requirement in extra)
-        assert pulls_torch == (name == "torch"), name
+        assert pulls_torch == (name in {"torch", "test"}), name
     assert not any(re.match(r"torch\b", entry) for entry in PROJECT["dependencies"])
+
+
+def test_the_tests_have_what_the_torch_extra_asks_for():
+    extras = PROJECT["optional-dependencies"]
+    wanted, there = (
+        {re.match(r"[\w-]+", entry).group() for entry in extras[name]} for name in ("torch", "test")
+    )
+    assert wanted <= there
 
 
 def test_bcc_is_never_asked_of_pypi_where_the_name_is_another_project():
