@@ -227,24 +227,23 @@ def change(
         for mask in (and_mask, or_mask, xor_mask)
     ]
     for rows in rounds(positions):
-        where = place(positions[rows], view)
+        part, where = place(view, positions[rows])
         a, o, x = (mask[rows] for mask in masks)
-        view[where] = ((view[where] & a) | o) ^ x
+        part[where] = ((part[where] & a) | o) ^ x
 
 
 def read(tensor: torch.Tensor, positions: NDArray[np.int64]) -> Masks:
     """Give the stored bits of the elements at flat positions, as unsigned numbers."""
-    view = stored(tensor)
-    values = view[place(positions, view)].cpu().numpy()
+    view, where = place(stored(tensor), positions)
+    values = view[where].cpu().numpy()
     unsigned: Masks = values.view(np.dtype(f"u{values.itemsize}")).astype(np.uint64)
     return unsigned
 
 
 def write(tensor: torch.Tensor, positions: NDArray[np.int64], bits: Masks) -> None:
     """Put stored bits, as `read` gives them, to the elements at distinct flat positions."""
-    view = own(tensor)
-    values = torch.from_numpy(signed(bits, tensor.dtype)).to(tensor.device)
-    view[place(positions, view)] = values
+    view, where = place(own(tensor), positions)
+    view[where] = torch.from_numpy(signed(bits, tensor.dtype)).to(tensor.device)
 
 
 def bits_of(value: float, dtype: torch.dtype) -> int:
@@ -253,16 +252,13 @@ def bits_of(value: float, dtype: torch.dtype) -> int:
     Raises
     ------
     FaultError
-        If an integer type can't hold the number.  In floating types it is rounded to the
-        nearest, ties to even, and becomes infinite when it is too large.
+        If an integer type can't hold the number.  In floating types it is rounded as torch
+        rounds, and becomes infinite when it is too large.
     """
     bits = width(dtype)
-    try:
-        number = torch.tensor([value], dtype=dtype)
-    except (RuntimeError, OverflowError, ValueError):
-        raise FaultError(
-            f"{value!r} is no value of {dtype}: choose one that this type can hold"
-        ) from None
+    if not dtype.is_floating_point and not _holds(value, dtype):
+        raise FaultError(f"{value!r} is no value of {dtype}: choose one that this type can hold")
+    number = torch.tensor([value], dtype=dtype)
     return int(stored(number).item()) & ((1 << bits) - 1)
 
 
@@ -305,29 +301,39 @@ def signed(masks: Masks, dtype: torch.dtype) -> NDArray[Any]:
 
 def own(tensor: torch.Tensor) -> torch.Tensor:
     """View a tensor's stored bits for writing: each element must have memory of its own."""
-    if any(
-        step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
-    ):
+    view = stored(tensor)
+    if any(step == 0 and size > 1 for step, size in zip(view.stride(), view.shape, strict=True)):
         raise FaultError(
             "several elements of this tensor share their memory, so that a fault in one would"
             " strike all of them: give tensor.contiguous()"
         )
-    return stored(tensor)
+    return view
 
 
-def place(positions: NDArray[np.int64], tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Turn flat positions in C order into an index of a tensor, on its device."""
-    if tensor.dim() == 0:
-        # A tensor without dimensions takes one index alone: a mask.
-        return (torch.tensor(len(positions) > 0, device=tensor.device),)
-    try:
-        axes = np.unravel_index(positions, tuple(tensor.shape))
-    except ValueError:
+def place(
+    tensor: torch.Tensor, positions: NDArray[np.int64]
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Turn flat positions in C order into a view of a tensor and an index into that view."""
+    if len(positions) and not 0 <= positions.min() <= positions.max() < tensor.numel():
         raise FaultError(
-            f"a position is out of range: give flat ones, below {tensor.numel()}, for shape"
-            f" {tuple(tensor.shape)}"
-        ) from None
-    return tuple(torch.from_numpy(np.ascontiguousarray(a)).to(tensor.device) for a in axes)
+            f"a position is out of range: give flat ones, from 0 to {tensor.numel() - 1}, for"
+            f" shape {tuple(tensor.shape)}"
+        )
+    axes: list[NDArray[Any]]
+    if tensor.is_contiguous():
+        tensor, axes = tensor.view(-1), [positions]
+    else:
+        axes = [*np.unravel_index(positions, tuple(tensor.shape))]
+    return tensor, tuple(
+        torch.from_numpy(np.ascontiguousarray(axis)).to(tensor.device) for axis in axes
+    )
+
+
+def _holds(value: float, dtype: torch.dtype) -> bool:
+    bits, is_signed = width(dtype), "sign" in fields(dtype)
+    low = -(1 << bits - 1) if is_signed else 0
+    # A comparison with NaN is false, whatever the sides.
+    return low <= value < low + (1 << bits) and value == int(value)
 
 
 def rounds(positions: NDArray[np.int64]) -> list[slice | NDArray[np.int64]]:

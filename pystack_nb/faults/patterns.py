@@ -1,0 +1,261 @@
+"""Which elements of a tensor a fault strikes."""
+
+from __future__ import annotations
+
+import math
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pystack_nb.errors import FaultError
+from pystack_nb.faults.models import BitModel, Drawn, ErrorModel
+
+
+if TYPE_CHECKING:
+    import torch
+
+    from numpy.typing import NDArray
+
+    Positions = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Region:
+    """The part of a tensor in which a fault may strike.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Of the whole tensor.
+    channels : int
+        The dimension of the channels.
+    batch : int
+        The dimension of the batch; it counts only where there is a sample.
+    sample : int or None
+        Strike this one's elements only.
+    """
+
+    shape: tuple[int, ...]
+    channels: int
+    batch: int = 0
+    sample: int | None = None
+
+    @property
+    def free(self) -> tuple[int, ...]:
+        """The shape of what may be struck."""
+        return tuple(
+            1 if self.sample is not None and dim == self.batch else size
+            for dim, size in enumerate(self.shape)
+        )
+
+    @property
+    def size(self) -> int:
+        """Number of elements that may be struck."""
+        return math.prod(self.free)
+
+    def whole(self, flat: Positions) -> Positions:
+        """Turn flat positions within `free` into those within the tensor."""
+        if self.sample is None:
+            return flat
+        axes = [*np.unravel_index(flat, self.free)]
+        axes[self.batch] = np.full(len(flat), self.sample)
+        return np.asarray(np.ravel_multi_index(axes, self.shape), np.int64)
+
+
+class Pattern(ABC):
+    """Chooses the elements that a fault strikes together."""
+
+    @abstractmethod
+    def elements(self, rng: np.random.Generator, region: Region) -> Positions:
+        """Draw flat positions within ``region.free``, distinct."""
+
+    def draw(
+        self, rng: np.random.Generator, region: Region, error: ErrorModel, dtype: torch.dtype
+    ) -> tuple[Positions, Drawn]:
+        """Draw the elements and what happens to each."""
+        chosen = self.elements(rng, region)
+        return region.whole(chosen), error.draw(rng, dtype, len(chosen))
+
+
+@dataclass(frozen=True)
+class Element(Pattern):
+    """One element, each as likely as another: what ``index=None`` means."""
+
+    def elements(self, rng: np.random.Generator, region: Region) -> Positions:
+        """Draw one; see `Pattern.elements`."""
+        return _distinct(rng, region, 1)
+
+
+@dataclass(frozen=True)
+class Several(Pattern):
+    """Several distinct elements anywhere in the tensor.
+
+    Parameters
+    ----------
+    count : int
+        How many.
+    """
+
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise FaultError(f"a fault can't strike {self.count} elements: give 1 or more")
+
+    def elements(self, rng: np.random.Generator, region: Region) -> Positions:
+        """Draw them; see `Pattern.elements`."""
+        return _distinct(rng, region, self.count)
+
+
+@dataclass(frozen=True)
+class Channel(Pattern):
+    """All elements of one channel: a broken lane or accumulator that computes it.
+
+    Parameters
+    ----------
+    number : int, optional
+        Which; drawn if it is left away.
+    dim : int, optional
+        The dimension that counts channels: 1 for activations (0 where they have only that),
+        0 for weights, if it is left away.  ``-1`` suits activations of transformers.
+    """
+
+    number: int | None = None
+    dim: int | None = None
+
+    def elements(self, rng: np.random.Generator, region: Region) -> Positions:
+        """Give the channel's elements; see `Pattern.elements`."""
+        shape = region.free
+        dim = _dimension(region.channels if self.dim is None else self.dim, shape)
+        _distinct(rng, region, 1)
+        number = int(rng.integers(shape[dim])) if self.number is None else self.number
+        if not 0 <= number < shape[dim]:
+            raise FaultError(
+                f"there is no channel {number} in shape {region.shape}: give one from 0 to"
+                f" {shape[dim] - 1}"
+            )
+        return _plane(shape, {dim: number})
+
+
+@dataclass(frozen=True)
+class Row(Pattern):
+    """All elements in a line through the tensor: a row of a memory or of a systolic array.
+
+    Parameters
+    ----------
+    dim : int
+        The dimension along which the line runs.
+    """
+
+    dim: int = -1
+
+    def elements(self, rng: np.random.Generator, region: Region) -> Positions:
+        """Give the elements of a random line; see `Pattern.elements`."""
+        shape = region.free
+        dim = _dimension(self.dim, shape)
+        point = np.unravel_index(int(_distinct(rng, region, 1)[0]), shape)
+        return _plane(shape, {i: int(at) for i, at in enumerate(point) if i != dim})
+
+
+@dataclass(frozen=True)
+class Everywhere(Pattern):
+    """Every element."""
+
+    def elements(self, rng: np.random.Generator, region: Region) -> Positions:  # noqa: ARG002
+        """Give all; see `Pattern.elements`."""
+        return np.arange(region.size)
+
+
+@dataclass(frozen=True)
+class ElementErrorRate(Pattern):
+    """Each element is struck with a probability, whatever happens to the others.
+
+    Parameters
+    ----------
+    rate : float
+        Probability of a fault per element, from 0 to 1.
+    """
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        _check_rate(self.rate)
+
+    def elements(self, rng: np.random.Generator, region: Region) -> Positions:
+        """Draw them, perhaps none; see `Pattern.elements`."""
+        return _struck(rng, region.size, self.rate)
+
+
+@dataclass(frozen=True)
+class BitErrorRate(Pattern):
+    """Each bit is struck with a probability: memory at reduced voltage or refresh.
+
+    The error model must be a `BitFlip` or `StuckAt` of single bits; it says which bits of an
+    element may be struck (all, a field, or chosen ones), and what happens to them.
+
+    Parameters
+    ----------
+    rate : float
+        Probability of a fault per bit, from 0 to 1.
+    """
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        _check_rate(self.rate)
+
+    def elements(self, rng: np.random.Generator, region: Region) -> Positions:  # noqa: ARG002
+        """Draw elements alone: not what a rate per bit can do."""
+        raise FaultError("a bit error rate strikes bits: draw them with an error model")
+
+    def draw(
+        self, rng: np.random.Generator, region: Region, error: ErrorModel, dtype: torch.dtype
+    ) -> tuple[Positions, Drawn]:
+        """Draw the bits, perhaps none; see `Pattern.draw`."""
+        if not isinstance(error, BitModel) or error.bits != 1:
+            raise FaultError(
+                f"a bit error rate and {error!r} do not go together: give BitFlip() or"
+                " StuckAt(0 or 1), or use ElementErrorRate"
+            )
+        bits = np.array(error.candidates(dtype), np.uint64)
+        element, which = np.divmod(_struck(rng, region.size * len(bits), self.rate), len(bits))
+        chosen, place = np.unique(element, return_inverse=True)
+        masks = np.zeros(len(chosen), np.uint64)
+        np.bitwise_or.at(masks, place, np.left_shift(np.uint64(1), bits[which]))
+        return region.whole(chosen), error.strike(masks)
+
+
+def _struck(rng: np.random.Generator, among: int, rate: float) -> Positions:
+    # As many as independent trials would give, and then each set of so many as likely as
+    # another: the same distribution, without a number per trial.
+    return np.sort(rng.choice(among, rng.binomial(among, rate), replace=False, shuffle=False))
+
+
+def _distinct(rng: np.random.Generator, region: Region, count: int) -> Positions:
+    if count > region.size:
+        raise FaultError(
+            f"{count} elements can't be struck in a tensor of shape {region.shape}: choose"
+            " fewer, or another tensor"
+        )
+    return np.sort(rng.choice(region.size, count, replace=False, shuffle=False))
+
+
+def _plane(shape: tuple[int, ...], fixed: dict[int, int]) -> Positions:
+    axes = [np.array([fixed[i]]) if i in fixed else np.arange(n) for i, n in enumerate(shape)]
+    grid = np.meshgrid(*axes, indexing="ij")
+    flat: Positions = np.ravel_multi_index([axis.ravel() for axis in grid], shape).astype(np.int64)
+    return flat
+
+
+def _dimension(dim: int, shape: tuple[int, ...]) -> int:
+    if not -len(shape) <= dim < len(shape):
+        raise FaultError(f"shape {shape} has no dimension {dim}: choose another one")
+    return dim % len(shape)
+
+
+def _check_rate(rate: float) -> None:
+    if not 0 <= rate <= 1:
+        raise FaultError(f"{rate} is no probability: give a number from 0 to 1")

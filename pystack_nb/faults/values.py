@@ -1,0 +1,102 @@
+"""Numbers in tensors at flat positions, those of quantised tensors included."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pystack_nb.errors import FaultError
+from pystack_nb.faults import bits
+
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pystack_nb.faults.bits import Masks
+
+_LIMITS = {
+    torch.qint8: (-128, 127, torch.int8),
+    torch.quint8: (0, 255, torch.uint8),
+    torch.qint32: (-(2**31), 2**31 - 1, torch.int32),
+}
+
+
+def take(tensor: torch.Tensor, positions: NDArray[np.int64]) -> torch.Tensor:
+    """Copy the values at flat positions: shape (n,), on the tensor's device.
+
+    Those of a quantised tensor come as float64 numbers.
+    """
+    view, where = bits.place(bits.stored(tensor), positions)
+    codes = view[where]
+    if not tensor.is_quantized:
+        return codes.view(tensor.dtype)
+    scale, zero = _scale(tensor, positions)
+    return (codes.view(_LIMITS[tensor.dtype][2]).double() - zero) * scale
+
+
+def put(tensor: torch.Tensor, positions: NDArray[np.int64], values: torch.Tensor) -> None:
+    """Write values at distinct flat positions, rounded to what the type can hold.
+
+    Integers are rounded to even and saturate; quantised values too, in the units of their
+    scale.
+    """
+    values = values.to(tensor.device)
+    if tensor.is_quantized:
+        scale, zero = _scale(tensor, positions)
+        low, high, held = _LIMITS[tensor.dtype]
+        values = (_finite(values.double() / scale).round() + zero).clamp(low, high).to(held)
+    elif tensor.dtype == torch.bool:
+        values = _finite(values) != 0
+    elif tensor.dtype.is_floating_point:
+        values = values.to(tensor.dtype)
+    elif values.dtype.is_floating_point:
+        # The largest 64-bit integers have no neighbour in float64 that is not beyond them.
+        limits = torch.iinfo(tensor.dtype)
+        rounded = _finite(values.double()).round().clamp(float(limits.min), float(limits.max))
+        top = rounded >= float(limits.max)
+        values = rounded.masked_fill(top, 0).to(tensor.dtype)
+        values = torch.where(top, torch.tensor(limits.max, dtype=tensor.dtype), values)
+    else:
+        values = values.to(tensor.dtype)
+    view, where = bits.place(bits.own(tensor), positions)
+    view[where] = values.view(view.dtype)
+
+
+def patterns(values: NDArray[Any], dtype: torch.dtype) -> Masks:
+    """Give the stored bits of numbers in a type that is not quantised.
+
+    Raises
+    ------
+    FaultError
+        If an integer type can't hold one of them.
+    """
+    if not dtype.is_floating_point:
+        distinct, place = np.unique(values, return_inverse=True)
+        table = [bits.bits_of(number, dtype) for number in distinct.tolist()]
+        return np.array(table, np.uint64)[place]
+    tensor = torch.from_numpy(values.astype(np.float64)).to(dtype)
+    return bits.read(tensor, np.arange(len(values)))
+
+
+def numbers(tensor: torch.Tensor, positions: NDArray[np.int64]) -> list[Any]:
+    """Give the values at flat positions as Python numbers."""
+    listed: list[Any] = take(tensor, positions).tolist()
+    return listed
+
+
+def _finite(values: torch.Tensor) -> torch.Tensor:
+    if values.dtype.is_floating_point and bool(values.isnan().any()):
+        raise FaultError("NaN is no value of an integer type: choose a number")
+    return values
+
+
+def _scale(tensor: torch.Tensor, positions: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+    if tensor.qscheme() in {torch.per_tensor_affine, torch.per_tensor_symmetric}:
+        scale = torch.tensor(tensor.q_scale(), dtype=torch.float64, device=tensor.device)
+        return scale, torch.tensor(float(tensor.q_zero_point()), device=tensor.device)
+    axis = np.unravel_index(positions, tuple(tensor.shape))[tensor.q_per_channel_axis()]
+    channel = torch.from_numpy(np.ascontiguousarray(axis)).to(tensor.device)
+    scales, zeros = tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
+    return scales.double()[channel], zeros.double()[channel]
