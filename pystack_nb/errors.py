@@ -12,7 +12,8 @@ other module can import this one.
     * RateError, OptionError, ExportPathError, ProfilerStateError
     * RecordingFormatError, SpoolError
     * RecordingEndedError: TargetExitedError, SpoolFullError
-    * TorchMissingError, FaultError, CampaignError
+    * TorchMissingError, CampaignError, FaultDetectedError
+    * FaultError: FaultLocationError
     * ProtocolError, CollectorError
 """
 
@@ -118,6 +119,14 @@ class TorchMissingError(PystackError, ImportError):
 
 class FaultError(PystackError, ValueError):
     """There is no such fault: its site, its error model or its moment can't be."""
+
+
+class FaultLocationError(FaultError, AssertionError):
+    """A declaration in PyTorchFI's manner names a place that isn't there."""
+
+
+class FaultDetectedError(PystackError, RuntimeError):
+    """A protection of the model has found a fault."""
 
 
 class CampaignError(PystackError, ValueError):
