@@ -1,0 +1,350 @@
+"""Campaigns: how often a fault matters, with an interval."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+import time
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pystack_nb.errors import CampaignError
+from pystack_nb.faults import executors, fingerprint, plan
+from pystack_nb.faults.data import tensors
+from pystack_nb.faults.metrics import Top1, as_metric
+from pystack_nb.faults.models import BitFlip
+from pystack_nb.faults.plan import Design, Plan
+from pystack_nb.faults.results import Analysis
+from pystack_nb.faults.sites import sites as find_sites
+from pystack_nb.faults.store import Store
+from pystack_nb.faults.strata import Stratum, stratify
+
+
+if TYPE_CHECKING:
+    import os
+
+    from collections.abc import Callable, Iterator
+
+    from pystack_nb.faults.models import ErrorModel
+
+_QUANTISED = {torch.qint8, torch.quint8, torch.qint32}
+_KINDS = {"neurons": "neuron", "weights": "weight"}
+_BATCH_SECONDS = 2.0  # what a killed campaign loses at most, about
+_BATCH = (64, 8192)  # faults of a batch, at least and at most
+_TRIAL_SECONDS = 0.25
+
+
+class Campaign(Analysis):
+    """Inject a sample of all possible faults, and estimate how often they change the result.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In ``eval()`` mode; it is left as it is.
+    data : tuple, tensor, Dataset, DataLoader or list
+        Samples, with labels where the metric needs them; see `data.tensors`.
+    error_model : ErrorModel, optional
+        What happens to an element: a model of bits or of written values.
+    sites : {"neurons", "weights"} or pandas.DataFrame, optional
+        Where: outputs of the innermost layers, parameters and buffers, both (the default), or
+        rows of what `sites` gives, any of them.  Of integer tensors only by such rows.
+    seed : int
+        Required.  All faults are drawn from it.
+    metric : callable, optional
+        Tells whether a faulty output is a silent corruption; `Top1` by default.
+    per : {"network", "layer", "layer,bit"}, optional
+        What the error margin is for: the whole network (Leveugle et al., DATE 2009), each layer
+        and role, or each of their bits (Ruospo et al., DATE 2023).
+    error, confidence : float, optional
+        Margin of error, as a fraction, and its confidence; also that of the results' intervals.
+    faults : int, optional
+        Number of faults in all, instead of that from the margin.
+    allocation : {"proportional", "equal", "neyman"}, optional
+        How a number of faults is split over layers and roles.  Proportional to their faults is
+        a plain random sample and bad for small layers; ``"neyman"`` runs a pilot of 100 in each
+        first, which is part of the sample, and then gives more where outcomes vary.
+    batch_size : int, optional
+        Faults per forward; it never changes a result.
+    path : str or path-like, optional
+        Folder for the results.  A campaign that was killed goes on from it.
+    weight_samples : int, optional
+        Samples on which each weight fault is tried; by default one, drawn with the fault.
+
+    Raises
+    ------
+    CampaignError
+        Without a seed, or where an argument can't be.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        data: Any,
+        error_model: ErrorModel | None = None,
+        sites: str | pd.DataFrame | None = None,
+        *,
+        seed: int | None = None,
+        metric: Callable[..., Any] | None = None,
+        per: str = "network",
+        error: float = 0.01,
+        confidence: float = 0.99,
+        faults: int | None = None,
+        allocation: str = "proportional",
+        batch_size: int | None = None,
+        path: str | os.PathLike[str] | None = None,
+        weight_samples: int | None = None,
+    ) -> None:
+        if seed is None:
+            raise CampaignError("a campaign without a seed can't be repeated; pass seed=0")
+        self.seed = _whole(seed, "seed", 0)
+        self.model = model
+        self.inputs, self.labels = tensors(data)
+        self.error_model = BitFlip() if error_model is None else error_model
+        self.metric = as_metric(Top1() if metric is None else metric)
+        count = None if faults is None else _whole(faults, "faults", 1)
+        self.design = Design(per, error, confidence, count, allocation)
+        self.batch_size = None if batch_size is None else _whole(batch_size, "batch_size", 1)
+        self.weight_samples = (
+            None if weight_samples is None else _whole(weight_samples, "weight_samples", 1)
+        )
+        if self.metric.needs_labels and self.labels is None:
+            raise CampaignError(f"{self.metric} needs labels; pass data=(inputs, labels)")
+        self.sites = self._chosen(sites)
+        self._strata = self._stratify()
+        self._store = None if path is None else Store(path, self.fingerprint())
+        self._finished: list[pd.DataFrame] = []
+        self._plan: Plan | None = None
+        self._engine: Any = None
+
+    def plan(self) -> Plan:
+        """Say what will be injected, and how long it will take as a short pilot tells.
+
+        Returns
+        -------
+        Plan
+            As text, a table.  With Neyman's allocation its pilot is run for it, and kept.
+        """
+        return self._planned(None, progress=False)
+
+    def run(self, executor: Any = None, *, progress: bool = True) -> pd.DataFrame:
+        """Print the plan, inject the faults, and give the results.
+
+        Parameters
+        ----------
+        executor : concurrent.futures.Executor or distributed.Client, optional
+            Where batches are evaluated; here by default.  A worker that is lost costs its
+            unfinished batch: dask runs that again elsewhere, a broken pool is an error after
+            which another `run` goes on.
+        progress : bool, optional
+            Show a progress bar.
+
+        Returns
+        -------
+        pandas.DataFrame
+            As `results`.
+
+        Raises
+        ------
+        CampaignError
+            The folder is another campaign's, or the workers died.
+        """
+        if self._store is not None:
+            self._store.check()
+        planned = self._planned(executor, progress=progress)
+        print(planned)  # noqa: T201 - what a run will do is said before it does it
+        self._inject(planned, executor, progress=progress)
+        return self.results
+
+    @property
+    def results(self) -> pd.DataFrame:
+        """A row per finished fault: what was planned, ``outcome before after score``.
+
+        `outcome` is ``masked``, ``SDC`` or ``DUE``, `before` and `after` the element's values,
+        and `score` the metric's own number, NaN where it has none.
+        """
+        done = self._done()
+        if self._plan is None or done.empty:
+            raise CampaignError("there are no results yet; call run() first")
+        return self._plan.faults.merge(done, on="fault", validate="one_to_one")
+
+    @property
+    def strata(self) -> pd.DataFrame:
+        """The strata of the plan; see `Plan.strata`."""
+        if self._plan is None:
+            raise CampaignError("nothing is planned yet; call plan() or run() first")
+        return self._plan.strata
+
+    @property
+    def proportional(self) -> bool:
+        """Whether each possible fault was as likely to be drawn as another."""
+        return self.design.proportional
+
+    @property
+    def confidence(self) -> float:
+        """Of the intervals."""
+        return self.design.confidence
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Give all that the results depend on, as JSON values: what ``campaign.json`` holds."""
+        return {
+            "seed": self.seed,
+            "model": fingerprint.of_model(self.model),
+            "data": fingerprint.of_values([self.inputs, self.labels]),
+            "error_model": fingerprint.describe(self.error_model),
+            "metric": fingerprint.describe(self.metric),
+            "sites": fingerprint.of_table(self.sites),
+            "design": dataclasses.asdict(self.design),
+            "weight_samples": self.weight_samples,
+            "versions": fingerprint.of_versions(),
+        }
+
+    def __repr__(self) -> str:
+        done = len(self._done())
+        if self._plan is None or not done:
+            return f"Campaign({self.error_model}, seed={self.seed}): not run yet"
+        return (
+            f"Campaign({self.error_model}, seed={self.seed}): {done:,} of"
+            f" {len(self._plan.faults):,} faults\n"
+            f"SDC {self.total('SDC')}\nDUE {self.total('DUE')}"
+        )
+
+    def _chosen(self, chosen: str | pd.DataFrame | None) -> pd.DataFrame:
+        if isinstance(chosen, pd.DataFrame):
+            if missing := {"layer", "call", "role", "kind", "dtype", "elements"} - {*chosen}:
+                raise CampaignError(
+                    f"this table of sites has no column {min(missing)!r}; pass rows of"
+                    " faults.sites(model, inputs)"
+                )
+            return chosen.reset_index(drop=True)
+        if chosen is not None and chosen not in _KINDS:
+            raise CampaignError(
+                f'sites={chosen!r} is unknown; pass "neurons", "weights" or a table of sites'
+            )
+        found = find_sites(self.model, *(x[:2] for x in self.inputs))
+        # Integer tensors are indices and counters; each other tensor counts once.
+        numbers = np.array([x.is_floating_point or x in _QUANTISED for x in found["dtype"]], bool)
+        here = (found["kind"] == "weight") | found["role"].str.startswith("output")
+        wanted = here & numbers & (found["bits"] > 0) & (found["same_as"] == "")
+        if chosen is not None:
+            wanted &= found["kind"] == _KINDS[chosen]
+        if not wanted.any():
+            raise CampaignError(
+                f"the model has no {chosen or 'sites'} of floating point; pass some rows of"
+                " faults.sites(model, inputs) as sites"
+            )
+        return found[wanted].reset_index(drop=True)
+
+    def _stratify(self) -> list[Stratum]:
+        found = stratify(self.sites, self.error_model, len(self.inputs[0]), per=self.design.per)
+        if self.weight_samples is None:
+            return found
+        return [dataclasses.replace(x, samples=1) if x.kind == "weight" else x for x in found]
+
+    def _planned(self, executor: Any, *, progress: bool) -> Plan:
+        if self._plan is not None:
+            return self._plan
+        events = None
+        if self.design.allocation == "neyman":
+            pilot = plan.make(self._strata, self.design, self.seed)
+            pilot = dataclasses.replace(pilot, seconds=self._estimate(pilot.faults))
+            self._inject(pilot, executor, progress=progress)
+            outcomes = pilot.faults.merge(self._done(), on="fault")
+            happened = outcomes["stratum"][outcomes["outcome"] != "masked"]
+            events = np.bincount(happened, minlength=len(self._strata)).astype(np.int64)
+        planned = plan.make(self._strata, self.design, self.seed, events)
+        self._plan = dataclasses.replace(planned, seconds=self._estimate(planned.faults))
+        return self._plan
+
+    def _inject(self, planned: Plan, executor: Any, *, progress: bool) -> None:
+        if self._store is None:
+            self._run_batches(planned, executor, progress=progress)
+            return
+        with self._store.opened():
+            self._run_batches(planned, executor, progress=progress)
+
+    def _run_batches(self, planned: Plan, executor: Any, *, progress: bool) -> None:
+        faults = planned.faults
+        done = self._done()
+        left = faults[~faults["fault"].isin(done["fault"])] if len(done) else faults
+        if not len(left):
+            return
+        bar = _bar(len(faults), len(faults) - len(left)) if progress else None
+        try:
+            batches = _batches(left, planned.seconds / max(1, len(faults)))
+            job = executors.Job(make_engine, self._arguments, torch.get_num_threads())
+            own = self._own() if executor is None else None
+            for batch in executors.evaluate(executor, job, batches, own=own):
+                if self._store is None:
+                    self._finished.append(batch)
+                else:
+                    self._store.append(batch)
+                if bar is not None:
+                    bar.update(len(batch))
+        finally:
+            if bar is not None:
+                bar.close()
+
+    def _done(self) -> pd.DataFrame:
+        if self._store is not None:
+            return self._store.read()
+        return pd.concat(self._finished, ignore_index=True) if self._finished else pd.DataFrame()
+
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        names = ("model", "inputs", "labels", "metric", "batch_size", "weight_samples")
+        return {x: getattr(self, x) for x in names}
+
+    def _own(self) -> Any:
+        if self._engine is None:
+            self._engine = make_engine(**self._arguments)
+        return self._engine
+
+    def _estimate(self, faults: pd.DataFrame) -> float:
+        """Time some of the faults, more and more until they took long enough to tell."""
+        engine, count = self._own(), 4
+        while True:
+            some = faults.iloc[np.linspace(0, len(faults) - 1, min(count, len(faults)), dtype=int)]
+            start = time.perf_counter()
+            engine.evaluate(some.reset_index(drop=True))
+            taken = time.perf_counter() - start
+            if taken > _TRIAL_SECONDS / 4 or count >= min(1024, len(faults)):
+                return taken / len(some) * len(faults)
+            count *= 8
+
+
+def make_engine(*, inputs: list[torch.Tensor], labels: torch.Tensor | None, **options: Any) -> Any:
+    """Make the engine of a campaign, here or in a worker."""
+    engine = import_module(f"{__package__}.engine")
+    return engine.Engine(data=engine.EngineData(inputs, labels), **options)
+
+
+def _batches(faults: pd.DataFrame, seconds: float) -> Iterator[pd.DataFrame]:
+    # Their size decides what is lost and how often a file is written, and nothing else.
+    wanted = _BATCH[1] if math.isnan(seconds) or seconds <= 0 else _BATCH_SECONDS / seconds
+    size = int(min(max(wanted, _BATCH[0]), _BATCH[1]))
+    for start in range(0, len(faults), size):
+        yield faults.iloc[start : start + size].reset_index(drop=True)
+
+
+def _bar(total: int, done: int) -> Any:
+    try:
+        tqdm = import_module("tqdm.auto").tqdm
+    except ImportError:
+        return None
+    return tqdm(total=total, initial=done, unit=" faults")
+
+
+def _whole(value: Any, name: str, least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise CampaignError(f"{name}={value!r} can't be; pass a whole number, {least} or more")
+    return number

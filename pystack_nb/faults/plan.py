@@ -1,0 +1,236 @@
+"""What a campaign will inject: sample sizes, and every fault, drawn from the seed alone."""
+
+from __future__ import annotations
+
+import math
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from pystack_nb.errors import CampaignError
+from pystack_nb.faults.statistics import allocate, neyman, quantile, sample_size
+
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pystack_nb.faults.strata import Stratum
+
+    Ints = NDArray[np.int64]
+
+PER = ("network", "layer", "layer,bit")
+ALLOCATIONS = ("proportional", "equal", "neyman")
+PILOT = 100  # faults of each stratum before Neyman's allocation, where it has as many
+_SHOWN = 40
+
+
+@dataclass(frozen=True)
+class Design:
+    """How many faults each stratum gets.
+
+    Attributes
+    ----------
+    per, allocation
+        As `Campaign` takes them.
+    error, confidence : float
+        Wanted margin and its confidence.
+    faults : int or None
+        The whole sample's size instead.
+    """
+
+    per: str = "network"
+    error: float = 0.01
+    confidence: float = 0.99
+    faults: int | None = None
+    allocation: str = "proportional"
+
+    def __post_init__(self) -> None:
+        if self.per not in PER:
+            raise CampaignError(f"per={self.per!r} is unknown; pass one of {PER}")
+        if self.allocation not in ALLOCATIONS:
+            raise CampaignError(
+                f"allocation={self.allocation!r} is unknown; pass one of {ALLOCATIONS}"
+            )
+        if self.faults is not None and self.faults < 1:
+            raise CampaignError(f"{self.faults} faults are no campaign; pass 1 or more")
+        sample_size(1, self.error, self.confidence)
+
+    @property
+    def proportional(self) -> bool:
+        """Whether each fault of the population is as likely to be drawn as another."""
+        return self.allocation == "proportional" and (
+            self.per == "network" or self.faults is not None
+        )
+
+    def pilot(self, of: list[Stratum]) -> Ints:
+        """Give the faults of each stratum that Neyman's allocation needs first."""
+        return np.array([int(min(PILOT, x.population)) for x in of], np.int64)
+
+    def sizes(self, of: list[Stratum], events: Ints | None = None) -> Ints:
+        """Give the sample size of each stratum.
+
+        Parameters
+        ----------
+        of : list of Stratum
+            All of them.
+        events : numpy.ndarray, optional
+            SDCs and DUEs of each stratum in its pilot, for Neyman's allocation.
+        """
+        most = np.array([x.population for x in of])
+        weights = np.array([x.weight for x in of])
+        each = np.array([sample_size(x.population, self.error, self.confidence) for x in of])
+        if self.faults is None and self.per != "network" and self.allocation == "proportional":
+            return each
+        if self.faults is not None:
+            total = self.faults
+        elif self.per == "network":
+            total = sample_size(float(most.sum()), self.error, self.confidence)
+        else:
+            total = int(each.sum())
+        least = np.minimum(1, most)
+        if self.allocation == "equal":
+            return allocate(total, np.ones(len(of)), least=least, most=most)
+        if self.allocation == "neyman" and events is not None:
+            asked = neyman(total, weights, events, self.pilot(of))
+            return allocate(total, asked, least=self.pilot(of), most=most)
+        return allocate(total, weights, least=least, most=most)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a campaign will do; as text, a table.
+
+    Attributes
+    ----------
+    strata : pandas.DataFrame
+        A row per stratum: ``stratum layer role kind bit dtype elements weight population faults
+        margin``.  `weight` is its number of different faults on one sample, `population` also
+        counts samples, and is infinite where faults are drawn with replacement; `margin` is
+        half the width of an interval for a rate of 50 % at the campaign's confidence.
+    faults : pandas.DataFrame
+        A row per fault: ``fault stratum layer call role kind element sample and_mask or_mask
+        xor_mask value bit``.  `element` is the flat index without the batch dimension; the
+        stored bits become ``((bits & and_mask) | or_mask) ^ xor_mask``.
+    seed : int
+        All of it was drawn from this.
+    confidence : float
+        Of the margins.
+    seconds : float
+        How long the run will take in one process, as a short trial tells; NaN where none ran.
+    """
+
+    strata: pd.DataFrame
+    faults: pd.DataFrame
+    seed: int
+    confidence: float
+    seconds: float = math.nan
+
+    @property
+    def sizes(self) -> Ints:
+        """Faults of each stratum."""
+        return self.strata["faults"].to_numpy(np.int64)
+
+    def __repr__(self) -> str:
+        shown = (
+            self.strata.groupby(["layer", "role", "kind", "dtype"], sort=False)
+            .agg(
+                strata=("stratum", "size"),
+                elements=("elements", "first"),
+                population=("population", "sum"),
+                faults=("faults", "sum"),
+                margin=("margin", "max"),
+            )
+            .reset_index()
+        )
+        if (shown["strata"] == 1).all():
+            shown = shown.drop(columns="strata")
+        table = shown.to_string(
+            index=False,
+            max_rows=_SHOWN,
+            formatters={
+                "elements": "{:,}".format,
+                "population": _count,
+                "faults": "{:,}".format,
+                "margin": "{:.2%}".format,
+            },
+        )
+        return f"{self.heading}\n{table}"
+
+    @property
+    def heading(self) -> str:
+        """One line: how many faults, of how many, for how long."""
+        population = _count(float(self.strata["population"].sum()))
+        time = "" if math.isnan(self.seconds) else f", about {duration(self.seconds)}"
+        return (
+            f"{len(self.faults):,} faults of {population} in {len(self.strata):,} strata,"
+            f" seed {self.seed}, margins at {self.confidence:.0%} confidence{time}"
+        )
+
+
+def make(of: list[Stratum], design: Design, seed: int, events: Ints | None = None) -> Plan:
+    """Draw a plan.
+
+    Parameters
+    ----------
+    of : list of Stratum
+        All of them.
+    design : Design
+        How many faults of each.  With Neyman's allocation and no `events` it is the pilot.
+    seed : int
+        Of all random streams.
+    events : numpy.ndarray, optional
+        SDCs and DUEs of each stratum in the pilot.
+
+    Returns
+    -------
+    Plan
+        Faults of the pilot come first, so that their numbers stay what they are.
+    """
+    first = design.pilot(of) if design.allocation == "neyman" else np.zeros(len(of), np.int64)
+    pilot_only = design.allocation == "neyman" and events is None
+    sizes = first if pilot_only else design.sizes(of, events)
+    drawn = [x.draw(seed, int(n)) for x, n in zip(of, sizes, strict=True)]
+    parts = [x[:n] for x, n in zip(drawn, first, strict=True)]
+    parts += [x[n:] for x, n in zip(drawn, first, strict=True)]
+    faults = pd.concat([x for x in parts if len(x)], ignore_index=True)
+    faults.insert(0, "fault", np.arange(len(faults)))
+    return Plan(describe(of, sizes, design.confidence), faults, seed, design.confidence)
+
+
+def describe(of: list[Stratum], sizes: Ints, confidence: float) -> pd.DataFrame:
+    """Make the table of strata of a `Plan`."""
+    population = np.array([x.population for x in of], float)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        left = np.where(np.isinf(population), 1, (population - sizes) / (population - 1))
+        margin = quantile(confidence) * 0.5 * np.sqrt(np.nan_to_num(left) / sizes)
+    return pd.DataFrame(
+        {
+            "stratum": [x.number for x in of],
+            "layer": [x.layer for x in of],
+            "role": [x.role for x in of],
+            "kind": [x.kind for x in of],
+            "bit": [x.bit for x in of],
+            "dtype": [str(x.dtype).removeprefix("torch.") for x in of],
+            "elements": [sum(x.elements) for x in of],
+            "weight": [float(x.weight) for x in of],
+            "population": population,
+            "faults": sizes,
+            "margin": np.minimum(margin, 1.0),
+        }
+    )
+
+
+def duration(seconds: float) -> str:
+    """Give a time as a person says it."""
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _count(number: float) -> str:
+    return "∞" if math.isinf(number) else f"{number:,.0f}"

@@ -1,0 +1,147 @@
+"""Rates with their intervals, as matplotlib figures."""
+
+from __future__ import annotations
+
+import io
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from matplotlib.figure import Figure
+
+from pystack_nb.errors import OptionError
+from pystack_nb.faults.bits import fields
+from pystack_nb.faults.strata import as_dtype
+
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from matplotlib.axes import Axes
+
+EVENTS = {"sdc": ("SDC", "#b2182b"), "due": ("DUE", "#2166ac")}
+_APART = 0.17  # the two outcomes of a row, from its middle
+_FONT = 8.0
+
+
+class CampaignFigure(Figure):
+    """A figure that a notebook shows where nobody has said ``%matplotlib inline``."""
+
+    def _repr_png_(self) -> bytes:
+        picture = io.BytesIO()
+        self.savefig(picture, format="png")
+        return picture.getvalue()
+
+
+def plot_layers(summary: pd.DataFrame, confidence: float, *, ax: Axes | None = None) -> Figure:
+    """Draw a row for each layer and role: SDC and DUE rates with intervals.
+
+    Parameters
+    ----------
+    summary : pandas.DataFrame
+        As `Analysis.summary` gives it per layer and role.
+    confidence : float
+        Of its intervals.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure of a fitting height by default, which is not registered
+        with pyplot, so that nothing has to be closed.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        That of `ax`, or a new one.  Where no event was seen there is no dot, only the interval
+        up to its bound.
+    """
+    rows = np.arange(len(summary))
+    if ax is None:
+        ax = _axes(7.0, min(max(0.32 * len(summary) + 1.2, 2.0), 60.0))
+    for number, (name, (label, colour)) in enumerate(EVENTS.items()):
+        low, rate, high = (100 * summary[f"{name}_{x}"].to_numpy() for x in ("low", "rate", "high"))
+        at = rows + (2 * number - 1) * _APART
+        ax.hlines(at, low, high, color=colour, linewidth=1.5, label=label)
+        seen = summary[name].to_numpy() > 0
+        ax.plot(rate[seen], at[seen], "o", color=colour, markersize=4)
+    names = [f"{x} {y}" for x, y in zip(summary["layer"], summary["role"], strict=True)]
+    ax.set_yticks(rows, names, fontsize=_FONT)
+    ax.set_ylim(len(summary) - 0.5, -0.5)
+    ax.set_xlim(left=0)
+    ax.set_xlabel(f"rate in %, with {confidence:.0%} intervals")
+    return _finished(ax, "x")
+
+
+def plot_bits(
+    summary: pd.DataFrame, confidence: float, dtypes: list[str], *, ax: Axes | None = None
+) -> Figure:
+    """Draw a column for each bit, the most significant one first.
+
+    Parameters
+    ----------
+    summary : pandas.DataFrame
+        As `Analysis.summary` gives it per bit.  Faults of whole values (-1) are left out.
+    confidence : float
+        Of its intervals.
+    dtypes : list of str
+        Types of the elements; where there is one its fields are named.
+    ax : matplotlib.axes.Axes, optional
+        As for `plot_layers`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        As for `plot_layers`.
+    """
+    if ax is None:
+        ax = _axes(9.0, 3.2)
+    summary = summary[summary["bit"] >= 0].sort_values("bit")
+    bit = summary["bit"].to_numpy()
+    for number, (name, (label, colour)) in enumerate(EVENTS.items()):
+        low, rate, high = (100 * summary[f"{name}_{x}"].to_numpy() for x in ("low", "rate", "high"))
+        at = bit - (2 * number - 1) * _APART
+        ax.vlines(at, low, high, color=colour, linewidth=1.5, label=label)
+        seen = summary[name].to_numpy() > 0
+        ax.plot(at[seen], rate[seen], "o", color=colour, markersize=4)
+    top = int(bit.max(initial=0))
+    ax.set_xlim(top + 0.7, -0.7)
+    ax.set_xticks(bit, [str(x) for x in bit], fontsize=_FONT - 1)
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("bit, 0 is the least significant")
+    ax.set_ylabel(f"rate in %, with {confidence:.0%} intervals")
+    if not len(summary):
+        ax.text(0.5, 0.5, "no bits were struck", transform=ax.transAxes, ha="center", va="center")
+    if len(dtypes) == 1 and len(summary):
+        _name_fields(ax, dtypes[0], top)
+    return _finished(ax, "y")
+
+
+def _name_fields(ax: Axes, dtype: str, top: int) -> None:
+    for name, of in fields(as_dtype(dtype)).items():
+        if of.start > top:
+            continue
+        ax.axvline(of.start - 0.5, color="0.7", linewidth=0.5)
+        middle = (of.start + min(of.stop - 1, top)) / 2
+        ax.text(
+            middle,
+            1.01,
+            name if len(of) > 1 else name[0],
+            transform=ax.get_xaxis_transform(),
+            ha="center",
+            va="bottom",
+            fontsize=_FONT,
+        )
+
+
+def _axes(width: float, height: float) -> Axes:
+    return CampaignFigure(figsize=(width, height), layout="constrained").subplots()
+
+
+def _finished(ax: Axes, along: str) -> Figure:
+    ax.grid(axis="x" if along == "x" else "y", color="0.9", linewidth=0.5)
+    ax.set_axisbelow(True)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    ax.legend(fontsize=_FONT, frameon=False)
+    figure = ax.get_figure(root=True)
+    if not isinstance(figure, Figure):
+        raise OptionError("these axes are in no figure; pass axes of a matplotlib Figure")
+    return figure

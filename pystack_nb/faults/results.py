@@ -1,0 +1,222 @@
+"""What a campaign found: rates with intervals, per layer, role, bit and in all."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pystack_nb.errors import CampaignError, ExportPathError
+from pystack_nb.faults.reweighting import Reweighted, reweight
+from pystack_nb.faults.statistics import Estimate, stratified, wilson_limits
+
+
+if TYPE_CHECKING:
+    import os
+
+    from collections.abc import Callable, Iterable
+
+    import pandas as pd
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+OUTCOMES = ("masked", "SDC", "DUE")
+
+
+class Analysis(ABC):
+    """Everything that is computed from outcomes, without another injection."""
+
+    @property
+    @abstractmethod
+    def results(self) -> pd.DataFrame:
+        """A row per fault."""
+
+    @property
+    @abstractmethod
+    def strata(self) -> pd.DataFrame:
+        """The strata that the faults were drawn from; see `Plan.strata`."""
+
+    @property
+    @abstractmethod
+    def proportional(self) -> bool:
+        """Whether each possible fault was as likely to be drawn as another."""
+
+    @property
+    @abstractmethod
+    def confidence(self) -> float:
+        """Of the intervals."""
+
+    def summary(
+        self, by: str | Iterable[str] = ("layer", "role"), *, confidence: float | None = None
+    ) -> pd.DataFrame:
+        """Count outcomes, and give their rates with intervals.
+
+        Parameters
+        ----------
+        by : str or iterable of str, optional
+            Columns of `results`, such as ``"bit"`` or ``("layer", "role", "bit")``.
+        confidence : float, optional
+            The campaign's by default.
+
+        Returns
+        -------
+        pandas.DataFrame
+            The columns of `by`, ``faults masked sdc due`` (counts), and ``sdc_rate sdc_low
+            sdc_high`` and ``due_rate due_low due_high``.  The intervals are Wilson's; where
+            no event was seen the lower limit is 0 and the upper one a bound on the rate
+            (``z^2 / (n + z^2)``, a little above the rule of three): read such a row as "below
+            sdc_high", never as "0 %".  A row that sums up strata whose faults were not
+            equally likely to be drawn weights them by their sizes, as `stratified` tells, and
+            its rate is not the ratio of its counts.
+
+        Raises
+        ------
+        CampaignError
+            There is no such column, or no result.
+        """
+        confidence = self.confidence if confidence is None else confidence
+        keys = [by] if isinstance(by, str) else list(by)
+        results = self.results
+        if unknown := [x for x in keys if x not in results] or (not keys and ["()"]):
+            raise CampaignError(
+                f"results have no column {unknown[0]!r}; pass some of {list(results)}"
+            )
+        counts = _counts(results, [*keys, "stratum"])
+        sizes = self.strata.set_index("stratum")["weight"]
+        of_stratum = counts.groupby("stratum")["faults"].transform("sum")
+        counts["weight"] = counts["stratum"].map(sizes) * counts["faults"] / of_stratum
+        groups = counts.groupby(keys, sort=False)
+        table = groups[["faults", *OUTCOMES]].sum().reset_index()
+        alone = groups["stratum"].size().to_numpy() == 1
+        for event in ("SDC", "DUE"):
+            name = event.lower()
+            low, high = wilson_limits(table[event], table["faults"], confidence)
+            rate = table[event].to_numpy() / table["faults"].to_numpy()
+            if not self.proportional:
+                for row, (_, cells) in enumerate(groups):
+                    if not alone[row]:
+                        found = stratified(
+                            cells[event], cells["faults"], cells["weight"], confidence=confidence
+                        )
+                        rate[row], low[row], high[row] = found.rate, found.low, found.high
+            table[f"{name}_rate"], table[f"{name}_low"], table[f"{name}_high"] = rate, low, high
+        return table.rename(columns={"SDC": "sdc", "DUE": "due"})
+
+    def total(self, event: str = "SDC", *, confidence: float | None = None) -> Estimate:
+        """Estimate the rate over all possible faults: ``sum(N_h / N p_h)``.
+
+        Parameters
+        ----------
+        event : {"SDC", "DUE"}, optional
+            Which outcome.
+        confidence : float, optional
+            The campaign's by default.
+
+        Returns
+        -------
+        Estimate
+            With the finite population correction, since no fault is drawn twice; see
+            `stratified` for the interval.
+        """
+        if event not in OUTCOMES:
+            raise CampaignError(f"there is no outcome {event!r}; pass one of {OUTCOMES}")
+        strata = self.strata
+        counts = _counts(self.results, ["stratum"]).set_index("stratum")
+        counts = counts.reindex(strata["stratum"], fill_value=0)
+        return stratified(
+            counts[event],
+            counts["faults"],
+            strata["weight"],
+            populations=strata["population"],
+            confidence=self.confidence if confidence is None else confidence,
+        )
+
+    def reweight(
+        self,
+        exposure: pd.DataFrame,
+        *,
+        event: str = "SDC",
+        upset_rate: float | None = None,
+        confidence: float | None = None,
+    ) -> Reweighted:
+        """Weight the rates of layers by how long their bits were exposed; see `reweight`.
+
+        Parameters
+        ----------
+        exposure : pandas.DataFrame
+            As `exposure` gives it: ``layer``, ``bit_seconds``, and perhaps ``role`` and
+            ``bit_seconds_sd``.
+        event : {"SDC", "DUE"}, optional
+            Which outcome.
+        upset_rate : float, optional
+            Upsets per bit and second.  Without it nothing absolute is given.
+        confidence : float, optional
+            The campaign's by default.
+
+        Returns
+        -------
+        Reweighted
+            Per layer and in total; no fault is injected for it.
+        """
+        return reweight(
+            _counts(self.results, ["stratum"]),
+            self.strata,
+            exposure,
+            event=event,
+            upset_rate=upset_rate,
+            confidence=self.confidence if confidence is None else confidence,
+        )
+
+    def plot_layers(self, *, ax: Axes | None = None) -> Figure:
+        """Draw the rates of each layer and role, with their intervals; see `plots`."""
+        from pystack_nb.faults import plots  # noqa: PLC0415 - matplotlib, only when it is drawn
+
+        return plots.plot_layers(self.summary(), self.confidence, ax=ax)
+
+    def plot_bits(self, *, ax: Axes | None = None) -> Figure:
+        """Draw the rates of each bit, with their intervals; see `plots`."""
+        from pystack_nb.faults import plots  # noqa: PLC0415 - matplotlib, only when it is drawn
+
+        dtypes = self.strata.set_index("stratum")["dtype"]
+        return plots.plot_bits(self.summary("bit"), self.confidence, list(dtypes.unique()), ax=ax)
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write `results` as CSV."""
+        _written(path, lambda x: self.results.to_csv(x, index=False))
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write `results` as a JSON array of objects; NaN and infinities become null."""
+        # Not pandas' own: it rounds to decimal places, and small values to zero.
+        rows = [
+            {
+                k: None if isinstance(v, float) and not math.isfinite(v) else v
+                for k, v in row.items()
+            }
+            for row in self.results.to_dict("records")
+        ]
+        _written(path, lambda x: x.write_text(json.dumps(rows)))
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> None:
+        """Write `results` as one Parquet file."""
+        _written(path, lambda x: self.results.to_parquet(x, index=False))
+
+
+def _counts(results: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    flags = {x: (results["outcome"] == x).astype(np.int64) for x in OUTCOMES}
+    flagged = results[keys].assign(faults=1, **flags)
+    return flagged.groupby(keys, sort=True).sum().reset_index()
+
+
+def _written(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
+    try:
+        write(Path(path))
+    except OSError as error:
+        raise ExportPathError(
+            f"{path} can't be written ({error.strerror or error}); choose another place"
+        ) from None
