@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from pystack_nb import errors
+    from pystack_nb import errors, marks
     from pystack_nb.core import PyStackProfiler, last, recover
     from pystack_nb.magics import load_ipython_extension, unload_ipython_extension
+    from pystack_nb.marks import mark
     from pystack_nb.recording import Recording, load
 
     __version__: str
@@ -36,6 +37,8 @@ __all__ = [
     "last",
     "load",
     "load_ipython_extension",
+    "mark",
+    "marks",
     "recover",
     "unload_ipython_extension",
 ]
@@ -48,6 +51,7 @@ _MODULE_OF = {
     "last": "core",
     "load": "recording",
     "load_ipython_extension": "magics",
+    "mark": "marks",
     "recover": "core",
     "unload_ipython_extension": "magics",
 }
@@ -58,8 +62,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version  # noqa: PLC0415 - costs 10 ms, rarely asked for
 
         value: Any = version("pystack-nb")
-    elif name == "errors":
-        value = import_module("pystack_nb.errors")
+    elif name in {"errors", "marks"}:
+        value = import_module(f"pystack_nb.{name}")
     elif name in _MODULE_OF:
         value = getattr(import_module(f"pystack_nb.{_MODULE_OF[name]}"), name)
     else:

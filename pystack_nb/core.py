@@ -18,6 +18,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pystack_nb import marks
 from pystack_nb.collector.client import connect
 from pystack_nb.conversion import run
 from pystack_nb.errors import (
@@ -34,7 +35,7 @@ from pystack_nb.errors import (
 )
 from pystack_nb.probe import SOURCES, CallOptions, Probe, rest
 from pystack_nb.rate import DEFAULT_HZ
-from pystack_nb.spool import CALLS_SUFFIX, Spool, leftovers, remove, whole_blocks
+from pystack_nb.spool import CALLS_SUFFIX, Spool, leftovers, read, remove, whole_blocks
 
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from pystack_nb.collector.client import CollectorClient
+    from pystack_nb.event_file import EventFile
     from pystack_nb.recording import Recording
 
 MODES = ("sample", "calls")
@@ -106,6 +108,7 @@ class PyStackProfiler:
         self._hz = _checked_rate(hz)
         self._client: CollectorClient | None = None
         self._spool: Spool | None = None
+        self._events: EventFile | None = None
         self._may_exit = False
         self._owner = os.getpid()
         self._threads: dict[str, str] | None = None
@@ -154,6 +157,9 @@ class PyStackProfiler:
             self._owner = os.getpid()
             self._threads = _living_threads() if own else None
             self._ended_before = _ended_threads()
+            if own:
+                self._events = marks.begin(spool.marks_path)
+                undo.callback(self._end_events)
             begun = undo.pop_all()
         self._client, self._spool, self._probe = client, spool, probe
         if probe:
@@ -184,6 +190,7 @@ class PyStackProfiler:
         if self._probe and self._owner == os.getpid():
             self._probe.stop()  # first, so that nothing of this is in the recording
         spool = self._recording_now()
+        self._end_events()
         client, probe = self._client, self._probe
         self._client = self._spool = self._probe = None
         try:
@@ -217,7 +224,7 @@ class PyStackProfiler:
         return self.parse_stack_data(spool.read()).to_traces()
 
     @staticmethod
-    def parse_stack_data(data: bytes) -> Recording:
+    def parse_stack_data(data: bytes | bytearray) -> Recording:
         """Turn the bytes of a spool file into a Recording.
 
         Parameters
@@ -302,6 +309,11 @@ class PyStackProfiler:
             )
         return self._spool
 
+    def _end_events(self) -> None:
+        events, self._events = self._events, None
+        if events:
+            marks.end(events)
+
     def _finish(self, spool: Spool, result: dict[str, Any] | None) -> Recording:
         try:
             recording = self.parse_stack_data(spool.read())
@@ -367,9 +379,9 @@ def recover(*, keep: bool = True) -> list[Recording]:
     return recordings
 
 
-def _with_rest(path: Path) -> bytes:
+def _with_rest(path: Path) -> bytes | bytearray:
     """Read a spool file, and the calls that an in-process source had not written to it."""
-    data, calls = path.read_bytes(), path.with_suffix(CALLS_SUFFIX)
+    data, calls = read(path), path.with_suffix(CALLS_SUFFIX)
     if not calls.exists():
         return data
     return whole_blocks(data) + rest(calls, int(path.name.partition("-")[0]))
@@ -467,7 +479,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _convert(source: str, out: str) -> None:
     try:
-        data = Path(source).read_bytes()
+        data = read(Path(source))
     except OSError as error:
         raise RecordingFormatError(
             f"can't read {source}: {error.strerror}; give a spool file"

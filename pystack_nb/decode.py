@@ -17,6 +17,7 @@ from pystack_nb.call_facts import tell_calls
 from pystack_nb.calls import CallRecords
 from pystack_nb.codes import define_python_frames
 from pystack_nb.definitions import Definitions, Distinct
+from pystack_nb.events import Events
 from pystack_nb.facts import Facts
 from pystack_nb.natives import define_native_frames
 from pystack_nb.ragged import Rows, concatenate, group
@@ -74,6 +75,7 @@ def decode(buffer: Buffer) -> Decoded:
     records = Records(buffer)
     facts = Facts(records)
     call_records = CallRecords(records)
+    events = Events(facts.event_blocks, records.problems)
     samples = _read_samples(records)
     heads = samples.heads
     stacks = _resolve(records, samples)
@@ -102,11 +104,12 @@ def decode(buffer: Buffer) -> Decoded:
         }
     )
     bounds = [*ts_ns[[0, -1]].tolist()] if len(ts_ns) else []
-    bounds += call_records.bounds
+    bounds += call_records.bounds + events.bounds
     info = facts.info(min(bounds, default=None), max(bounds, default=None))
+    pids = [heads["pid"], call_records.heads["pid"], events.pids]
     info |= {
         "samples": len(heads),
-        "pids": np.unique(np.append(heads["pid"], call_records.heads["pid"])).tolist(),
+        "pids": np.unique(np.concatenate(pids)).tolist(),
         "incomplete": int(np.count_nonzero(np.any(list(flags.values()), axis=0))),
         "incomplete_by_cause": {x: int(np.count_nonzero(y)) for x, y in flags.items()},
         "trimmed": 0,
@@ -119,10 +122,16 @@ def decode(buffer: Buffer) -> Decoded:
     )
     calls = call_records.decode(info["end_ns"] or 0, info["target_pid"])
     tell_calls(info, calls, present=call_records.present)
+    events.tell(info)
     info["complete"] = facts.ended and not records.problems and info["error"] is None
     info["notes"] += list(dict.fromkeys(records.problems))
     return Decoded(
-        table, stacks.frames(), tables.empty(tables.EVENTS), info, calls.table, calls.counts
+        table,
+        stacks.frames(),
+        events.table(info["end_ns"] or 0),
+        info,
+        calls.table,
+        calls.counts,
     )
 
 

@@ -6,7 +6,7 @@ import json
 
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from pystack_nb import wire
+from pystack_nb import event_file, wire
 
 
 if TYPE_CHECKING:
@@ -23,10 +23,14 @@ class Facts:
     ----------
     counters : dict of str to int
         The newest PST_STATS, by the names of `wire.Counter` in lower case.
+    event_blocks : list of dict
+        The events that the process told of itself.
     """
 
     def __init__(self, records: Records) -> None:
-        self._metas = _read_metas(records)
+        metas = _read_metas(records)
+        self.event_blocks = [x for x in metas if x.get("role") == event_file.ROLE]
+        self._metas = [x for x in metas if x.get("role") != event_file.ROLE]
         self._client = self._first("client", None)
         self._start = self._first("collector", "start") or self._first("inprocess", "start")
         self._end = self._first("collector", "end") or self._first("inprocess", "end")

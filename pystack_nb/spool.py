@@ -17,6 +17,7 @@ from pystack_nb.errors import SpoolError
 
 SUFFIX = ".pst"
 CALLS_SUFFIX = ".calls"
+MARKS_SUFFIX = ".marks"
 
 # As in `pystack_nb.wire`, which a test compares. That needs NumPy, and whoever sets
 # OMP_NUM_THREADS in a recorded cell must come before it.
@@ -64,7 +65,7 @@ class Spool:
         folder = spool_folder()
         pid = os.getpid()
         path = folder / f"{pid}-{_start_time(pid)}-{next(_numbers)}{SUFFIX}"
-        data = _file_header() + _meta_block({"role": "client", **meta})
+        data = _file_header() + meta_block({"role": "client", **meta})
         try:
             fd = os.open(
                 path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600
@@ -90,7 +91,7 @@ class Spool:
         SpoolError
             When it can't be written.
         """
-        data = _meta_block(meta)
+        data = meta_block(meta)
         try:
             written = os.write(self.fd, data)
         except OSError as error:
@@ -98,9 +99,9 @@ class Spool:
         if written < len(data):
             raise _unusable(self.path.parent, "the disk is full")
 
-    def read(self) -> bytes:
-        """Return everything written so far."""
-        return self.path.read_bytes()
+    def read(self) -> bytes | bytearray:
+        """Return everything written so far, with the process's own events."""
+        return read(self.path)
 
     def close(self) -> None:
         """Close the descriptor and keep the file; closing twice does nothing."""
@@ -118,11 +119,38 @@ class Spool:
         """Where calls that are not in the file yet are kept, when no collector has them."""
         return self.path.with_suffix(CALLS_SUFFIX)
 
+    @property
+    def marks_path(self) -> Path:
+        """Where the process keeps its own events: the collector alone appends to the file."""
+        return self.path.with_suffix(MARKS_SUFFIX)
+
+
+def read(path: Path) -> bytes | bytearray:
+    """Read a spool file, and into it the events that stand beside it.
+
+    Raises
+    ------
+    OSError
+        If there is no such file.
+    """
+    try:
+        marks = whole_blocks(path.with_suffix(MARKS_SUFFIX).read_bytes(), begin=0)
+    except FileNotFoundError:
+        return path.read_bytes()
+    with path.open("rb") as file:
+        header = file.read(_FILE_HEADER.size)
+        rest = os.fstat(file.fileno()).st_size - len(header)
+        data = bytearray(len(header) + len(marks) + rest)
+        data[: len(header)] = header
+        data[len(header) : -rest or None] = marks
+        read = file.readinto(memoryview(data)[len(data) - rest :])
+    return data if read == rest else data[: len(data) - rest + read]
+
 
 def remove(path: Path) -> None:
     """Remove a spool file, and what stands beside it."""
-    path.unlink(missing_ok=True)
-    path.with_suffix(CALLS_SUFFIX).unlink(missing_ok=True)
+    for suffix in (path.suffix, CALLS_SUFFIX, MARKS_SUFFIX):
+        path.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def block(*records: bytes) -> bytes:
@@ -133,9 +161,23 @@ def block(*records: bytes) -> bytes:
     return _BLOCK_HEADER.pack(_BLOCK_MAGIC, len(padded), len(data)) + _padded(sizes) + data
 
 
-def whole_blocks(data: bytes) -> bytes:
-    """Cut off what follows the last whole block: its writer was killed while it wrote."""
-    end = _FILE_HEADER.size
+def meta_block(meta: dict[str, Any]) -> bytes:
+    """Make a block of one ``PST_META`` record."""
+    text = json.dumps(meta).encode()
+    return block(_RECORD_HEADER.pack(_RECORD_HEADER.size + len(text), _META, 0) + text)
+
+
+def whole_blocks(data: bytes | bytearray, begin: int = _FILE_HEADER.size) -> bytes | bytearray:
+    """Cut off what follows the last whole block: its writer was killed while it wrote.
+
+    Parameters
+    ----------
+    data
+        A file, or its beginning.
+    begin
+        Where its first block stands.
+    """
+    end = begin
     while end + _BLOCK_HEADER.size <= len(data):
         _, count, size = _BLOCK_HEADER.unpack_from(data, end)
         following = (
@@ -229,11 +271,6 @@ def _belongs_to(folder: Path, user: int) -> bool:
 
 def _file_header() -> bytes:
     return _FILE_HEADER.pack(_FILE_MAGIC, _FORMAT, _FILE_HEADER.size)
-
-
-def _meta_block(meta: dict[str, Any]) -> bytes:
-    text = json.dumps(meta).encode()
-    return block(_RECORD_HEADER.pack(_RECORD_HEADER.size + len(text), _META, 0) + text)
 
 
 def _padded(data: bytes) -> bytes:
