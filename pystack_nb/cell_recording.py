@@ -85,6 +85,7 @@ class CellRecording:
             mode=mode, hz=options.hz, source=options.source, calls=_inside(options.calls)
         )
         self._cell: dict[str, Any] = {}
+        self._stacks: dict[int, list[str]] = {}
 
     def start(self) -> None:
         """Switch the probes on.
@@ -94,6 +95,7 @@ class CellRecording:
         PystackError
             If the probes can't be attached; nothing is recorded then.
         """
+        self._stacks = dict(_stacks())
         try:
             with _interrupts_held():
                 self._profiler.start_profiling()
@@ -162,7 +164,7 @@ class CellRecording:
         files = {file for table in tables for file in table["filename"].cat.categories}
         labels = {file: self._shell.compile.format_code_name(file) for file in files}
         names = {file: label[-1] for file, label in labels.items() if label}
-        return trim(recording, _machinery(), self._cell, names)
+        return trim(recording, _machinery(), self._cell, names, self._stacks)
 
 
 def _inside(calls: CallOptions) -> CallOptions:
@@ -195,6 +197,20 @@ def _machinery() -> Machinery:
         display=tuple(_places(_DISPLAY)),
         renderers=tuple(_places(_RENDERERS)),
     )
+
+
+def _stacks() -> Iterator[tuple[int, list[str]]]:
+    """Give the files of what each other thread is in, outermost first, by its native id."""
+    frames = sys._current_frames()  # noqa: SLF001 - documented, and there is no other way
+    for thread in threading.enumerate():
+        if thread is threading.current_thread() or thread.native_id is None:
+            continue
+        files = []
+        frame = frames.get(thread.ident or 0)
+        while frame:
+            files.append(frame.f_code.co_filename)
+            frame = frame.f_back
+        yield thread.native_id, files[::-1]
 
 
 def _places(names: Iterable[str]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from pystack_nb import tables
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     import pandas as pd
 
@@ -46,6 +46,21 @@ class Machinery:
     threads: tuple[str, ...]
     display: tuple[str, ...] = ()
     renderers: tuple[str, ...] = ()
+
+    def is_other(self, file: str) -> bool:
+        """Tell whether what a function of this file calls is part of the machinery."""
+        return file.startswith(self.others) and not file.startswith(self.carriers)
+
+    def runs_users_code(self, files: Iterable[str]) -> bool:
+        """Tell whether a stack, outermost first, has code that the user called, or may call it."""
+        called_by_other = any_other = False
+        for file in files:
+            other = self.is_other(file)
+            if not other and not file.startswith(self.carriers):
+                return not called_by_other
+            called_by_other = other
+            any_other |= other
+        return not any_other
 
 
 def of_file(table: pd.DataFrame, belongs: Callable[[str], bool]) -> Bools:

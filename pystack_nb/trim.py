@@ -35,7 +35,7 @@ from pystack_nb.trim_calls import trim_calls
 
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -51,6 +51,7 @@ def trim(
     machinery: Machinery,
     cell: Mapping[str, Any],
     names: Mapping[str, str] | None = None,
+    stacks: Mapping[int, Sequence[str]] | None = None,
 ) -> Recording:
     """Return the recording with the cell as its root.
 
@@ -67,6 +68,8 @@ def trim(
     names : mapping of str to str, optional
         File names that cells were compiled under, and what to call them instead, such as
         ``In[5]``.  Those that the recording has go to ``info["cell_files"]``.
+    stacks : mapping of int to sequence of str, optional
+        Files of the functions that each thread was in when the recording began, outermost first.
 
     Returns
     -------
@@ -88,7 +91,7 @@ def trim(
     new_ids = pd.Series(numbers, old_ids)
     samples = samples.assign(stack_id=new_ids.reindex(samples["stack_id"], fill_value=-1).array)
     trimmed = len(recording.samples) - len(samples)
-    calls, counts = trim_calls(recording.calls, machinery, cell), recording.counts
+    calls, counts = trim_calls(recording.calls, machinery, cell, stacks), recording.counts
     trimmed_calls = len(recording.calls) - len(calls)
     info = {
         **recording.info,

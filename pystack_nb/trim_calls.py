@@ -6,7 +6,9 @@ are those for samples.
 * A chain with a call of the cell's own code is the cell's.
 * Any other chain is kept from its outermost call that is not the machinery's, unless what
   called that one runs no other people's code.  Where that is not known, since it began
-  before the recording, it is what most chains of the thread begin with.
+  before the recording, the whole thread is the machinery's if that was at work in it then, and
+  no code of the user's was; where that is not known either, it is what most chains of the
+  thread begin with.
 * On the cell's thread, only what begins while the cell's own code runs is looked at: from its
   first call to the end of its last one.  A chain that begins there by itself is another stack
   of the cell's, such as a greenlet's.
@@ -30,7 +32,7 @@ from pystack_nb.machinery import of_file, shows
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -46,7 +48,12 @@ _USERS = 4  # ... and the outermost of these was called by the user
 _SHOWN = 8  # it shows the cell's value, which has not been asked for its looks
 
 
-def trim_calls(calls: pd.DataFrame, machinery: Machinery, cell: Mapping[str, Any]) -> pd.DataFrame:
+def trim_calls(
+    calls: pd.DataFrame,
+    machinery: Machinery,
+    cell: Mapping[str, Any],
+    stacks: Mapping[int, Sequence[str]] | None = None,
+) -> pd.DataFrame:
     """Keep the calls of the cell, of its tasks and of its threads.
 
     Parameters
@@ -57,6 +64,8 @@ def trim_calls(calls: pd.DataFrame, machinery: Machinery, cell: Mapping[str, Any
         What to cut.
     cell : mapping
         As for `pystack_nb.trim.trim`.
+    stacks : mapping of int to sequence of str, optional
+        Files of the functions that each thread was in when the recording began, outermost first.
 
     Returns
     -------
@@ -67,7 +76,7 @@ def trim_calls(calls: pd.DataFrame, machinery: Machinery, cell: Mapping[str, Any
         return calls
     parent = calls["parent"].to_numpy()
     levels = _Levels(calls["depth"].to_numpy())
-    known = _chains(calls, parent, levels, machinery, cell)
+    known = _chains(calls, parent, levels, machinery, cell, stacks=stacks or {})
     early, cut, limit_ns = _out_of_time(calls, cell)
     shown = (known & _SHOWN) != 0
     kept = ((known & (_CELL | _USERS)) != 0) & ~shown & ~early
@@ -128,12 +137,11 @@ def _chains(
     levels: _Levels,
     machinery: Machinery,
     cell: Mapping[str, Any],
+    *,
+    stacks: Mapping[int, Sequence[str]],
 ) -> Ints:
     in_cell = of_file(calls, lambda name: name == cell["filename"])
-    other = of_file(
-        calls,
-        lambda name: name.startswith(machinery.others) and not name.startswith(machinery.carriers),
-    )
+    other = of_file(calls, machinery.is_other)
     own = _is_python(calls) & of_file(
         calls, lambda name: not name.startswith((*machinery.others, *machinery.carriers))
     )
@@ -141,6 +149,8 @@ def _chains(
     roots = np.flatnonzero(parent < 0)
     tid = calls["tid"].to_numpy()[roots]
     users[roots] = _users_roots(tid, own[roots].astype(np.int8) - other[roots])
+    for thread, files in stacks.items():
+        users[roots[tid == thread]] = machinery.runs_users_code(files)
     users[roots[tid == cell["tid"]]] = True
     seed = _CELL * in_cell.astype(np.uint8)
     seed[own] |= _OWN

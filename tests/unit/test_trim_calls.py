@@ -40,9 +40,9 @@ def recording_of(threads, **info):
     return Recording(empty.samples, empty.frames, None, empty.info, calls, counts)
 
 
-def trimmed(threads, names=None, **info):
+def trimmed(threads, names=None, stacks=None, **info):
     mark = {"filename": CELL, "pid": MAIN, "tid": MAIN, "start_ns": START, "end_ns": END}
-    return trim(recording_of(threads, **info), MACHINERY, mark, names)
+    return trim(recording_of(threads, **info), MACHINERY, mark, names, stacks)
 
 
 def tree(recording, *columns):
@@ -177,6 +177,21 @@ def test_calls_without_a_caller_belong_to_whom_most_of_their_thread_s_do():
     work = [call("work /src/lib.py", 10 * x, 10 * x + 5) for x in range(30, 34)]
     assert tree(trimmed({WORKER: [*shell, *work]})) == {WORKER: 4 * [("work", [])]}
     assert tree(trimmed({WORKER: [*shell, *work[:2]]})) == {}
+
+
+@pytest.mark.parametrize(
+    ("stack", "kept"),
+    [
+        (("/lib/threading.py", "/site/ipykernel/iostream.py", "/lib/asyncio/events.py"), False),
+        (("/lib/threading.py", "/site/ipykernel/iostream.py", "/lib/zmq.py"), False),
+        (("/lib/threading.py", "/lib/asyncio/events.py", "/src/lib.py", "/site/zmq/a.py"), True),
+        (("/lib/threading.py",), True),
+    ],
+)
+def test_what_a_thread_was_in_when_it_began_tells_whose_the_calls_are(stack, kept):
+    calls = [call(LIBRARY, 210, 220), call(LIBRARY, 230, 240)]
+    result = trimmed({MAIN: [call(MODULE, 120, 210)], WORKER: calls}, stacks={WORKER: stack})
+    assert (WORKER in tree(result)) == kept
 
 
 def test_files_are_renamed_in_every_table_and_counts_stay():
