@@ -18,8 +18,8 @@ looked at once for each distinct stack:
   thread is one of the machinery's.
 
 How many samples were dropped stands in ``info["trimmed"]``.  Calls are left to
-`pystack_nb.trim_calls`, and counted in ``info["trimmed_calls"]``.  Calls that were only counted
-stay, since nobody knows who made them.
+`pystack_nb.trim_calls`, and counted in ``info["trimmed_calls"]``; events to
+`pystack_nb.trim_events`.  Calls that were only counted stay, since nobody knows who made them.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import pandas as pd
 from pystack_nb.machinery import Machinery, of_file, renamed, shows
 from pystack_nb.recording import Recording
 from pystack_nb.trim_calls import trim_calls
+from pystack_nb.trim_events import trim_events
 
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def trim(
             for x in info.get("demoted") or ()
         ]
         info["cell_files"] = dict(names)
-    return Recording(samples, frames, _marked(recording.events, cell), info, calls, counts)
+    return Recording(samples, frames, trim_events(recording.events, cell), info, calls, counts)
 
 
 def _cuts(
@@ -216,16 +217,3 @@ def _without_machinery(
     out |= ~python & tids.isin(tids[out]) & ~tids.isin(tids[python & ~out])
     out |= ~python & samples["comm"].astype(str).str.startswith(machinery.threads)
     return samples[~out]
-
-
-def _marked(events: pd.DataFrame, cell: Mapping[str, Any]) -> pd.DataFrame:
-    mark = {
-        "ts_ns": cell["start_ns"],
-        "dur_ns": cell["end_ns"] - cell["start_ns"],
-        "pid": cell["pid"],
-        "tid": cell["tid"],
-        "kind": "mark",
-        "name": "cell",
-        "args": {},
-    }
-    return pd.DataFrame([*events.to_dict("records"), mark], columns=events.columns)

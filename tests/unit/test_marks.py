@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -71,12 +72,10 @@ def test_a_mark_says_its_name_its_args_when_where_and_how_long(kept):
 
 def test_marks_nest_and_a_passing_exception_ends_and_names_itself(kept):
     def tell():
-        with pytest.raises(KeyError), mark("outer"):
-            try:
-                with mark("inner", step=1):
-                    raise ZeroDivisionError
-            except ZeroDivisionError:
-                raise KeyError from None
+        with contextlib.suppress(KeyError), mark("outer"):
+            with contextlib.suppress(ZeroDivisionError), mark("inner", step=1):
+                _ = 1 / 0
+            _ = {}["no such key"]
 
     events = kept(tell).events.set_index("name")
     assert events["args"].to_dict() == {
@@ -144,9 +143,9 @@ def test_threads_mark_at_the_same_time_and_nothing_is_lost_or_mixed(kept):
     for number in range(4):
         own = rec.events[rec.events["name"] == f"thread {number}"]
         assert [x["step"] for x in own["args"]] == list(range(2000))
-        assert own["tid"].nunique() == 1
+        assert len(set(own["tid"])) == 1
         assert np.count_nonzero(rec.events["name"] == f"layer {number}") == 2000
-    assert rec.events["tid"].nunique() == 4
+    assert len(set(rec.events["tid"])) == 4
     assert "events-lost" not in rec.info["lost_by_cause"]
 
 
@@ -317,22 +316,34 @@ def test_a_bound_holds_for_what_waits_to_be_written(tmp_path, monkeypatch):
         {"pid": 1, "kinds": ["a"], "names": ["b"], "contents": [{}], "columns": {}},
         {"lost": "many"},
         {
-            "pid": 1, "kinds": [], "names": ["b"], "contents": [{}],
+            "pid": 1,
+            "kinds": [],
+            "names": ["b"],
+            "contents": [{}],
             "columns": {x: [0] for x in event_file.COLUMNS},
         },
         {
-            "pid": 1, "kinds": ["a"], "names": [5], "contents": [{}],
+            "pid": 1,
+            "kinds": ["a"],
+            "names": [5],
+            "contents": [{}],
             "columns": {x: [0] for x in event_file.COLUMNS},
         },
         {
-            "pid": 1, "kinds": ["a"], "names": ["b"], "contents": [{}],
+            "pid": 1,
+            "kinds": ["a"],
+            "names": ["b"],
+            "contents": [{}],
             "columns": {x: [2**70] for x in event_file.COLUMNS},
         },
     ],
 )
 def test_a_damaged_block_is_left_out_and_the_others_are_read(block):
     good = {
-        "pid": 1, "kinds": ["mark"], "names": ["b"], "contents": [{}],
+        "pid": 1,
+        "kinds": ["mark"],
+        "names": ["b"],
+        "contents": [{}],
         "columns": {x: [0] for x in event_file.COLUMNS},
     }
     data = spools.spool(spools.client()) + b"".join(
