@@ -302,12 +302,19 @@ def signed(masks: Masks, dtype: torch.dtype) -> NDArray[Any]:
 def own(tensor: torch.Tensor) -> torch.Tensor:
     """View a tensor's stored bits for writing: each element must have memory of its own."""
     view = stored(tensor)
-    if any(step == 0 and size > 1 for step, size in zip(view.stride(), view.shape, strict=True)):
+    if overlaps(view):
         raise FaultError(
             "several elements of this tensor share their memory, so that a fault in one would"
             " strike all of them: give tensor.contiguous()"
         )
     return view
+
+
+def overlaps(tensor: torch.Tensor) -> bool:
+    """Tell whether elements share memory, as those of an expanded tensor do."""
+    return any(
+        step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
+    )
 
 
 def place(

@@ -1,0 +1,166 @@
+"""The places of a model that a fault can strike."""
+
+from __future__ import annotations
+
+import math
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+
+from pystack_nb.errors import FaultError
+from pystack_nb.faults import bits, structures
+from pystack_nb.faults.layers import OwnSlot
+from pystack_nb.faults.trace import Trace, trace
+
+
+if TYPE_CHECKING:
+    from pystack_nb.faults.layers import Layer
+
+    Row = tuple[Any, ...]
+
+_COLUMNS = ["layer", "type", "call", "role", "kind", "shape", "dtype", "elements", "bits"]
+
+
+def sites(model: torch.nn.Module, *inputs: Any, **kw: Any) -> pd.DataFrame:
+    """List every layer's tensors, by running the model once or twice.
+
+    The model, its buffers, its gradients and all random generators are afterwards as they
+    were before; it runs in the mode that it is in.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Any model.
+    *inputs, **kw
+        What ``model(...)`` takes: an example.  The first dimension of the first tensor counts
+        the samples.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per tensor, layers in the order in which they first run, those that never run
+        (they only own weights) last:
+
+        * ``layer``: path of the module; ``(model)`` for the model itself. A shared module has
+          the first of its paths;
+        * ``type``: name of its class;
+        * ``call``: which forward of the layer within one of the model, from 0; 0 for weights;
+        * ``role``: ``output``, ``input`` or a weight's or buffer's name; within tuples, dicts
+          and the like with the path, as in ``output.0`` or ``input.kw.mask``;
+        * ``kind``: ``neuron`` or ``weight`` (buffers, too);
+        * ``shape`` (tuple), ``dtype`` (torch.dtype);
+        * ``elements``: number of elements, for neurons of one sample;
+        * ``bits``: stored bits of an element; 0 if faults can't strike this type;
+        * ``batch_dim``: the dimension that counts samples, -1 for none. It is found by
+          running one sample more; if the model can't, it is 0 where that dimension has the
+          size of the inputs';
+        * ``same_as``: empty, or the earlier site (``layer:call:role``) that is this very
+          tensor. Each tensor counts once among the rows where it is empty: choose from those
+          what a random fault may strike.
+
+    Raises
+    ------
+    FaultError
+        If the model can't run on the example, or has neither tensors nor layers.
+
+    Examples
+    --------
+    >>> faults.sites(torch.nn.Linear(2, 3), torch.ones(5, 2))[["role", "shape", "elements"]]
+         role   shape  elements
+    0   input  (5, 2)         2
+    1  output  (5, 3)         3
+    2  weight  (3, 2)         6
+    3    bias    (3,)         3
+    """
+    ran = trace(model, inputs, kw)
+    samples, larger = _one_more(inputs, kw)
+    dims = _batch_dims(ran, _run_again(model, larger), samples)
+    found: dict[str, tuple[Layer, list[Row]]] = {}
+    for call in ran.calls:
+        _, rows = found.setdefault(call.layer.name, (call.layer, []))
+        for seen in call.inputs + call.outputs:
+            dim = dims[call.layer.name, call.call, seen.role]
+            counted = [size for i, size in enumerate(seen.shape) if i != dim]
+            place = "" if seen.same_as is None else "{}:{}:{}".format(*seen.same_as)
+            where = (call.layer.name, call.layer.type, call.call, seen.role, "neuron")
+            what = (seen.shape, seen.dtype, math.prod(counted), _width(seen.dtype))
+            rows.append((*where, *what, dim, place))
+    owners: dict[int, str] = {}
+    for name, layer in ran.layers.items():
+        rows = found.setdefault(name, (layer, []))[1]
+        rows.extend(_weights(layer, owners))
+    table = [row for _, rows in found.values() for row in rows]
+    if not table:
+        raise FaultError("this model has no tensor that a fault could strike: give another one")
+    return pd.DataFrame(table, columns=[*_COLUMNS, "batch_dim", "same_as"])
+
+
+def _weights(layer: Layer, owners: dict[int, str]) -> list[Row]:
+    rows = []
+    for role, slot in layer.slots.items():
+        tensor = slot.open()
+        place = f"{layer.name}:0:{role}"
+        # What is unpacked is a tensor of its own, which may have the address of an earlier one.
+        owner = owners.setdefault(id(tensor), place) if isinstance(slot, OwnSlot) else place
+        place = "" if owner == place else owner
+        what = (tuple(tensor.shape), tensor.dtype, tensor.numel(), _width(tensor.dtype))
+        rows.append((layer.name, layer.type, 0, role, "weight", *what, -1, place))
+    return rows
+
+
+def _width(dtype: torch.dtype) -> int:
+    try:
+        return bits.width(dtype)
+    except FaultError:
+        return 0
+
+
+def _one_more(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, Any]:
+    """Give the number of samples, and the inputs with the first sample once more at the end."""
+    whole: Any = (args, kwargs)
+    paths = [*structures.inputs(args, kwargs).values()]
+    first = structures.get(whole, paths[0]) if paths else torch.zeros(())
+    samples = first.shape[0] if first.dim() else 0
+    if not samples:
+        return 0, None
+    for path in paths:
+        tensor = structures.get(whole, path)
+        if tensor.dim() and tensor.shape[0] == samples:
+            whole = structures.replaced(whole, path, torch.cat([tensor, tensor[:1]]))
+    return samples, whole
+
+
+def _run_again(model: torch.nn.Module, inputs: Any) -> Trace | None:
+    if inputs is None:
+        return None
+    try:
+        return trace(model, *inputs)
+    except FaultError:
+        return None
+
+
+def _batch_dims(ran: Trace, larger: Trace | None, samples: int) -> dict[tuple[str, int, str], int]:
+    def shapes(of: Trace | None) -> dict[tuple[str, int, str], tuple[int, ...]]:
+        return {
+            (call.layer.name, call.call, seen.role): seen.shape
+            for call in (of.calls if of else ())
+            for seen in call.inputs + call.outputs
+        }
+
+    again = shapes(larger)
+
+    def dimension(site: tuple[str, int, str], shape: tuple[int, ...]) -> int:
+        if site not in again or len(again[site]) != len(shape):
+            return 0 if samples and shape[:1] == (samples,) else -1
+        grown = [
+            i for i, pair in enumerate(zip(shape, again[site], strict=True)) if len({*pair}) > 1
+        ]
+        one_more = len(grown) == 1 and (shape[grown[0]], again[site][grown[0]]) == (
+            samples,
+            samples + 1,
+        )
+        return grown[0] if one_more else -1
+
+    return {site: dimension(site, shape) for site, shape in shapes(ran).items()}

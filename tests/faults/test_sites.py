@@ -1,0 +1,202 @@
+"""Sites: which places a model has, and that to look for them changes nothing."""
+
+from __future__ import annotations
+
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from nets import Dictionary, Residual, Shared, Then, first_tensor, kinds, lenet, state, unchanged
+from torch import nn
+
+from pystack_nb.errors import FaultError
+from pystack_nb.faults import Fault, Zero, inject, sites
+from pystack_nb.faults.trace import trace
+
+
+every_kind = pytest.mark.parametrize("kind", kinds())
+
+
+def only(frame, **wanted):
+    for column, value in wanted.items():
+        frame = frame[frame[column] == value]
+    return frame
+
+
+@every_kind
+def test_every_kind_of_module_has_its_tensors_listed(kind):
+    module, args = kinds()[kind]
+    model = Then(module).eval()
+    frame = sites(model, *args)
+
+    given = first_tensor(module(*args))
+    role = "output" if isinstance(module(*args), torch.Tensor) else "output.0"
+    (row,) = only(frame, layer="inner", role=role).to_dict("records")
+    assert row["shape"] == tuple(given.shape)
+    assert row["dtype"] == given.dtype
+    assert row["bits"] == 8 * given.element_size()
+    assert row["batch_dim"] == (1 if kind == "gru" else 0) or kind == "gru"
+    assert row["kind"] == "neuron"
+    if row["batch_dim"] == 0:
+        assert row["elements"] * given.shape[0] == given.numel()
+    weights = only(frame, kind="weight")
+    assert weights["elements"].sum() == sum(t.numel() for t in state(model).values())
+    assert (weights["batch_dim"] == -1).all()
+    assert row["type"] == type(module).__name__.removeprefix("Parametrized")
+
+
+@every_kind
+def test_every_site_that_is_listed_can_be_struck(kind):
+    module, args = kinds()[kind]
+    model = Then(module).eval()
+    frame = sites(model, *args)
+    before = state(model)
+    for layer, role, call in frame[["layer", "role", "call"]].itertuples(index=False):
+        with inject(model, Fault(layer, role, call=call, error=Zero()), seed=0) as log:
+            model(*args)
+        assert len(log) == 1, (layer, role, call)
+    assert unchanged(model, before)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_looking_touches_nothing(training):
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout())
+            self.register_buffer("count", torch.zeros(1))
+
+        def forward(self, x):
+            self.count = self.count + 1
+            x = x + torch.rand_like(x) + random.random() + np.random.rand()  # noqa: NPY002
+            return self.net(x)
+
+    model = Noisy().train(training)
+    model.net[0].weight.grad = torch.full((4, 4), 7.0)
+    before, count = state(model), model.count
+    drawn = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+
+    sites(model, torch.randn(3, 4, generator=torch.Generator().manual_seed(0)))
+
+    assert unchanged(model, before)
+    assert model.count is count
+    assert (model.net[0].weight.grad == 7).all()
+    assert all(p.grad is None for p in [*model.parameters()][1:])
+    assert model.training == model.net[1].training == training
+    assert torch.equal(drawn[0], torch.get_rng_state())
+    assert drawn[1] == random.getstate()
+    assert (drawn[2][1] == np.random.get_state()[1]).all()  # noqa: NPY002
+
+
+def test_layers_come_in_the_order_in_which_they_run_with_the_same_names_for_weights():
+    frame = sites(Shared(), torch.randn(2, 4, 6, 6))
+    assert list(dict.fromkeys(frame["layer"])) == ["(model)", "early", "late", "unused"]
+    assert only(frame, layer="early", role="output")["call"].tolist() == [0, 1]
+    assert len(only(frame, layer="early", role="weight")) == 1
+    assert set(only(frame, layer="unused")["kind"]) == {"weight"}
+
+
+def test_tensors_that_are_one_are_marked_as_such():
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.ReLU(inplace=True))
+    frame = sites(model, torch.randn(2, 3)).set_index(["layer", "role"])["same_as"]
+    assert frame["(model)", "input"] == ""
+    assert frame["0", "input"] == "(model):0:input"
+    assert frame["1", "input"] == "0:0:output"
+    assert frame["1", "output"] == ""  # the same memory, with other contents
+    assert frame["(model)", "output"] == "1:0:output"
+
+    tied = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    tied[1].weight = tied[0].weight
+    frame = sites(tied, torch.randn(2, 3))
+    assert only(frame, role="weight")["same_as"].tolist() == ["", "0:0:weight"]
+
+
+def test_several_inputs_keywords_and_structures_have_roles():
+    frame = sites(Dictionary(), torch.randn(2, 3), scale=torch.tensor(2.0), mask=torch.ones(2))
+    roles = only(frame, layer="(model)")["role"].tolist()
+    assert roles == [
+        *["input.0", "input.kw.scale", "input.kw.mask"],
+        *["output.logits", "output.parts.0", "output.parts.1.0", "output.mask"],
+    ]
+    scale = only(frame, role="input.kw.scale").iloc[0]
+    assert (scale["shape"], scale["elements"], scale["batch_dim"]) == ((), 1, -1)
+    assert len(sites(Residual(), torch.ones(1, 2))) == 6
+
+
+def test_the_batch_is_found_where_it_is():
+    class Turned(nn.Module):
+        def forward(self, x):
+            return x.t(), x.sum(), torch.arange(x.shape[1]), x.flatten()
+
+    frame = sites(Turned(), torch.randn(3, 3))
+    assert only(frame, kind="neuron")["batch_dim"].tolist() == [0, 1, -1, -1, -1]
+    assert only(frame, kind="neuron")["elements"].tolist() == [3, 3, 1, 3, 9]
+
+
+def test_a_model_for_one_size_of_batch_alone_is_listed_too():
+    class Fixed(nn.Module):
+        def forward(self, x):
+            return x.view(2, 6), torch.zeros(5)
+
+    frame = sites(Fixed(), torch.randn(2, 3, 2))
+    assert frame["batch_dim"].tolist() == [0, 0, -1]
+
+
+def test_a_model_that_is_one_layer_and_one_without_parameters_have_sites():
+    assert set(sites(nn.Linear(2, 3), torch.ones(1, 2))["layer"]) == {"(model)"}
+    assert sites(nn.ReLU(), torch.ones(1, 2))["role"].tolist() == ["input", "output"]
+
+
+def test_quantised_layers_have_sites():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = torch.ao.quantization.quantize_dynamic(
+            nn.Sequential(nn.Linear(4, 3)), {nn.Linear}, dtype=torch.qint8
+        )
+    frame = sites(model, torch.randn(2, 4))
+    assert only(frame, layer="0", role="weight")["bits"].tolist() == [8]
+    assert only(frame, layer="0", role="weight")["dtype"].tolist() == [torch.qint8]
+    assert set(frame["layer"]) == {"(model)", "0"}
+
+
+def test_types_without_bits_are_listed_with_none():
+    frame = sites(nn.Identity(), torch.ones(2, dtype=torch.complex64))
+    assert frame["bits"].tolist() == [0, 0]
+
+
+def test_the_trace_says_what_ran_within_what():
+    calls = trace(lenet(), (torch.randn(2, 1, 8, 8),), {}).calls
+    assert [call.layer.name for call in calls] == ["(model)", *"012345"]
+    assert [call.parent for call in calls] == [-1, 0, 0, 0, 0, 0, 0]
+    assert [call.started for call in calls] == [0, 1, 3, 5, 7, 9, 11]
+    assert [call.ended for call in calls] == [13, 2, 4, 6, 8, 10, 12]
+
+
+@pytest.mark.parametrize("args", [(), (torch.randn(2, 5),), ("text",)])
+def test_an_example_that_does_not_fit_is_an_error(args):
+    model = nn.Sequential(nn.Linear(3, 3))
+    before = state(model)
+    with pytest.raises(FaultError, match="keyword arguments by their names"):
+        sites(model, *args)
+    assert unchanged(model, before)
+
+
+def test_a_model_without_any_tensor_is_an_error():
+    class Empty(nn.Module):
+        def forward(self):
+            return 1
+
+    with pytest.raises(FaultError, match="another one"):
+        sites(Empty())
+
+
+def test_a_model_whose_shapes_are_not_known_yet_is_listed_after_its_first_run():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = nn.LazyLinear(3)
+    with pytest.raises(FaultError, match="run the model once"):
+        sites(model, torch.ones(2, 4))
+    assert torch.nn.parameter.is_lazy(model.weight)
