@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from pystack_nb import marks
 from pystack_nb.errors import FaultError
 from pystack_nb.faults import bits, structures
 from pystack_nb.faults.fault import Fault, Strike
@@ -35,7 +36,8 @@ def inject(
     """Let faults strike a model, in as many forwards as run within the context.
 
     Weights are changed in place and restored bit by bit; outputs and inputs are changed in
-    copies, by hooks that are removed. Contexts nest. Gradients pass through a struck output
+    copies, by hooks that are removed. Contexts nest. A recording of this process has an event
+    of kind ``fault`` for each injection. Gradients pass through a struck output
     as if nothing had happened to it.
 
     Parameters
@@ -212,7 +214,11 @@ class _Injection:
             strike.fault.error.apply(tensor, positions, drawn)
         after = Contents.of(tensor, positions)
         site = (strike.number, forward, layer.name, call, role, tuple(tensor.shape), tensor.dtype)
-        self.log.injections.append(Injection(*site, positions, drawn.bit, before, after, started))
+        injection = Injection(*site, positions, drawn.bit, before, after, started)
+        self.log.injections.append(injection)
+        if marks.recording():
+            took = time.monotonic_ns() - started
+            marks.emit("fault", f"{layer.name}:{role}", started, took, injection.event())
         strike.struck.add(forward)
 
 

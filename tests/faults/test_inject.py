@@ -7,6 +7,10 @@ import math
 import time
 import warnings
 
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
@@ -25,6 +29,7 @@ from nets import (
     unchanged,
 )
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from pystack_nb.errors import FaultError
 from pystack_nb.faults import (
@@ -43,6 +48,7 @@ from pystack_nb.faults import (
     Zero,
     inject,
     sites,
+    structures,
 )
 
 
@@ -138,6 +144,53 @@ def test_dicts_and_tuples_are_struck_by_path_and_not_in_place():
     assert mask.tolist() == [1, 1]
     with inject(model, Fault("(model)", "input.kw.scale", (), Replace(0.0))):
         assert not model(x, scale=scale)["logits"].any()
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Record:
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+class Attributed(OrderedDict):
+    """A dict with attributes, as libraries of transformers give it."""
+
+
+@pytest.mark.parametrize(
+    ("make", "second"),
+    [
+        (lambda x: Pair(x, x + 1), "output.1"),
+        (lambda x: Record(x, x + 1), "output.second"),
+        (lambda x: [x, x + 1], "output.1"),
+        (lambda x: Attributed(first=x, second=x + 1), "output.second"),
+        (lambda x: x.reshape(1, 3).mul(-1).cummin(1), "output.0"),
+        (lambda x: pack_padded_sequence(x.reshape(1, 3, 1), [3], batch_first=True), "output.0"),
+    ],
+)
+def test_structures_of_every_kind_are_rebuilt_as_what_they_were(make, second):
+    class Gives(nn.Module):
+        def forward(self, x):
+            return make(x)
+
+    model, x = Gives(), torch.zeros(3)
+    clean = model(x)
+    with inject(model, Fault("", second, Everywhere(), Replace(9.0))):
+        given = model(x)
+    assert type(given) is type(clean)
+    paths = structures.outputs(clean)
+    assert structures.outputs(given) == paths
+    for role, path in paths.items():
+        tensor = structures.get(given, path)
+        if role == second:
+            assert (tensor == 9).all()
+        else:
+            assert torch.equal(tensor, structures.get(clean, path))
+    assert (x == 0).all()
 
 
 def test_a_fault_in_one_branch_leaves_the_other_alone():
@@ -375,6 +428,27 @@ def test_the_log_says_when():
     assert len(log) == 2
     times = log.to_frame()["time_ns"].tolist()
     assert started <= times[0] <= times[1] <= time.monotonic_ns()
+
+
+def test_a_recording_of_the_process_has_an_event_for_each_injection(monkeypatch):
+    model, events = lenet(), []
+    monkeypatch.setattr("pystack_nb.marks.recording", lambda: True)
+    monkeypatch.setattr("pystack_nb.marks.emit", lambda *event: events.append(event))
+    weight = Fault("5", "weight", (2, 1), Replace(4.0))
+    with inject(model, Fault("0", index=Several(3), error=StuckAt(1, bit=2)), weight) as log:
+        model(IMAGES)
+    identity = nn.Identity()
+    with inject(identity, Fault("", index=BitErrorRate(0.0)), Fault("", "input", ())):
+        identity(torch.tensor(1.0))
+    kind, names, starts, _, args = zip(*events, strict=True)
+    assert {*kind} == {"fault"}
+    assert names[:2] == ("5:weight", "0:output")
+    assert list(starts[:2]) == log.to_frame()["time_ns"].unique().tolist()
+    assert args[0]["index"] == [2, 1]
+    assert args[0]["after"] == 4
+    assert args[1]["elements"] == 3
+    assert args[1]["index"] == list(log.to_frame()["index"][1])
+    assert [(a["elements"], a.get("index")) for a in args[2:]] == [(1, []), (0, None)]
 
 
 def test_packed_weights_of_quantised_layers_are_unpacked_struck_and_packed_again():
