@@ -102,6 +102,7 @@ class _Injection:
         self._running: list[tuple[torch.nn.Module, int]] = []
         self._neurons: dict[torch.nn.Module, list[tuple[Layer, Strike]]] = {model: []}
         self._transient: list[tuple[Layer, Strike]] = []
+        self._lasting: list[tuple[Layer, Strike]] = []
         # What a forward struck is put back when it ends.
         self._forwards = ExitStack()
         permanent: list[tuple[Layer, Strike]] = []
@@ -133,6 +134,8 @@ class _Injection:
         self._calls[module] = number + 1
         self._running.append((module, number))
         if len(self._running) == 1:
+            for layer, strike in self._lasting:
+                _keep(layer, strike)
             for layer, strike in self._transient:
                 if strike.due(self._forward):
                     self._strike_weight(layer, strike, self._forwards)
@@ -197,6 +200,8 @@ class _Injection:
         undo.callback(_restore, slot, tensor, tensor.dtype, placed[0], stored)
         self._apply(layer, strike, tensor, placed, (self._forward, 0, strike.fault.role))
         slot.close(tensor)
+        if strike.fault.when is None and placed[1].lasting:
+            self._lasting.append((layer, strike))
 
     def _apply(
         self,
@@ -220,6 +225,15 @@ class _Injection:
             took = time.monotonic_ns() - started
             marks.emit("fault", f"{layer.name}:{role}", started, took, injection.event())
         strike.struck.add(forward)
+
+
+def _keep(layer: Layer, strike: Strike) -> None:
+    # A broken cell stays broken, whatever an optimizer has written to it since.
+    slot = layer.slot(strike.fault.role)
+    tensor = slot.open()
+    placed = strike.place(tensor)
+    if placed is not None and isinstance(slot, OwnSlot):
+        strike.fault.error.apply(tensor, *placed)
 
 
 def _restore(
