@@ -43,7 +43,7 @@ def inject(
     Parameters
     ----------
     model : torch.nn.Module
-        Any model, on any device, in training or evaluation mode.
+        Any model that is not compiled, on any device, in training or evaluation mode.
     *faults : Fault
         Of neurons and weights together; where they meet they strike in this order.
     seed : int, optional

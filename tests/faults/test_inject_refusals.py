@@ -20,6 +20,7 @@ from pystack_nb.faults import (
     Several,
     Zero,
     inject,
+    sites,
 )
 
 
@@ -95,3 +96,21 @@ def test_lazy_layers_are_told_to_be_run_first():
         model = nn.LazyLinear(3)
     with pytest.raises(FaultError, match="run the model once"), inject(model, Fault("", "weight")):
         pass
+
+
+@pytest.mark.parametrize(
+    "compiled",
+    [
+        lambda model: torch.jit.trace(model, IMAGES),
+        lambda model: torch.compile(model, backend="eager"),
+        lambda model: nn.Sequential(torch.jit.trace(model, IMAGES)),
+    ],
+)
+def test_compiled_models_are_told_apart(compiled):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = compiled(lenet())
+    with pytest.raises(FaultError, match="is compiled"), inject(model, Fault("5", "weight")):
+        pass
+    with pytest.raises(FaultError, match="is compiled"):
+        sites(model, IMAGES)
