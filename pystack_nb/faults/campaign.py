@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _QUANTISED = {torch.qint8, torch.quint8, torch.qint32}
 _KINDS = {"neurons": "neuron", "weights": "weight"}
+_NUMBERS = ("before", "after", "score")
+_NUMBERS = ("before", "after", "score")
 _BATCH_SECONDS = 2.0  # what a killed campaign loses at most, about
 _BATCH = (64, 8192)  # faults of a batch, at least and at most
 _TRIAL_SECONDS = 0.25
@@ -171,6 +173,7 @@ class Campaign(Analysis):
         done = self._done()
         if self._plan is None or done.empty:
             raise CampaignError("there are no results yet; call run() first")
+        done = done.astype({"outcome": str, **dict.fromkeys(_NUMBERS, np.float64)})
         return self._plan.faults.merge(done, on="fault", validate="one_to_one")
 
     @property

@@ -220,14 +220,17 @@ def stratified(
         reach = np.where(shares > 0, n_eff / shares, np.inf).min()
         total = n_eff.sum()
     rate = float(shares @ rates)
-    if variance <= 0 and reach >= total / 2:
+    if reach >= total / 2:
         low, high = (float(x) for x in _limits_of(np.array(rate), reach, confidence))
+        below, above = (rate - low) ** 2, (high - rate) ** 2
     else:
         lows = _corrected_lows(rates, n_eff, confidence)
         highs = _limits_of(rates, n_eff, confidence)[1]
-        more = variance * quantile(confidence) ** 2
-        low = max(0.0, rate - math.sqrt(float(((shares * (rates - lows)) ** 2).sum()) + more))
-        high = min(1.0, rate + math.sqrt(float(((shares * (highs - rates)) ** 2).sum()) + more))
+        below = float(((shares * (rates - lows)) ** 2).sum())
+        above = float(((shares * (highs - rates)) ** 2).sum())
+    more = variance * quantile(confidence) ** 2
+    low = max(0.0, rate - math.sqrt(below + more)) if rate > 0 else 0.0
+    high = min(1.0, rate + math.sqrt(above + more)) if rate < 1 else 1.0
     return Estimate(rate, low, high, confidence, int(n.sum()))
 
 
