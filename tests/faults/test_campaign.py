@@ -225,7 +225,7 @@ def test_a_folder_that_another_process_writes_to_is_refused(tmp_path):
 
 def test_a_damaged_part_is_named(tmp_path):
     run(campaign(path=tmp_path))
-    (part,) = tmp_path.glob("part-*")
+    part = min(tmp_path.glob("part-*"))
     part.write_bytes(b"PAR1")
     with pytest.raises(CampaignError, match="delete it, and its faults are run again"):
         run(campaign(path=tmp_path))
