@@ -247,4 +247,4 @@ def _name(layers: list[Layer], number: int) -> str:
 def _tell(layer: str, role: str, call: int) -> None:
     if marks.recording():
         site = {"layer": layer, "role": role, "call": call}
-        marks.emit("fault", layer, time.perf_counter_ns(), 0, site)
+        marks.emit("fault", f"{layer}:{role}", time.perf_counter_ns(), 0, site)
