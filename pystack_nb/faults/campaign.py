@@ -8,6 +8,7 @@ import operator
 import time
 
 from importlib import import_module
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,6 +108,7 @@ class Campaign(Analysis):
         self.seed = _whole(seed, "seed", 0)
         self.model = model
         self.inputs, self.labels = tensors(data)
+        self.inputs = [x.to(_device(model, x.device)) for x in self.inputs]
         self.error_model = BitFlip() if error_model is None else error_model
         self.metric = as_metric(Top1() if metric is None else metric)
         count = None if faults is None else _whole(faults, "faults", 1)
@@ -327,6 +329,10 @@ def make_engine(*, inputs: list[torch.Tensor], labels: torch.Tensor | None, **op
     """Make the engine of a campaign, here or in a worker."""
     engine = import_module(f"{__package__}.engine")
     return engine.Engine(data=engine.EngineData(inputs, labels), **options)
+
+
+def _device(model: torch.nn.Module, otherwise: torch.device) -> torch.device:
+    return next((x.device for x in chain(model.parameters(), model.buffers())), otherwise)
 
 
 def _batches(faults: pd.DataFrame, seconds: float) -> Iterator[pd.DataFrame]:

@@ -329,6 +329,9 @@ def _scale(share: Floats, low: Any, high: Any, target: float) -> float:
     positive = share[share > 0]
     if not len(positive):
         return 0.0
+    plain = target / float(positive.sum())
+    if ((low <= plain * share) & (plain * share <= high)).all():
+        return plain
     below, above = 0.0, (target + 1) / float(positive.min())
     for _ in range(200):
         middle = (below + above) / 2

@@ -18,13 +18,16 @@ import pytest
 import reference
 import torch
 
+from recorded import recorded
 from torch.utils.data import DataLoader, TensorDataset
 
 from pystack_nb.errors import CampaignError
 from pystack_nb.faults import campaign as campaigns
+from pystack_nb.faults.annotate import annotate
 from pystack_nb.faults.campaign import Campaign
 from pystack_nb.faults.data import tensors
 from pystack_nb.faults.engine import EngineData
+from pystack_nb.faults.exposure import exposure
 from pystack_nb.faults.metrics import Exact, Top1
 from pystack_nb.faults.models import BitFlip, StuckAt
 from pystack_nb.faults.sites import sites
@@ -254,7 +257,7 @@ def test_processes_give_the_same_results_and_a_dead_one_costs_its_unfinished_bat
             run(one, pool)
     monkeypatch.setattr(campaigns.Store, "append", own)
     assert 25 <= len(one._done()) < FAULTS
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         same(run(campaign(path=tmp_path), pool), expected)
 
 
@@ -367,6 +370,22 @@ def test_a_function_can_be_the_metric(expected):
         return bool(golden.argmax() != faulty.argmax()) and label is not None
 
     assert run(campaign(metric=differs))["outcome"].tolist() == expected["outcome"].tolist()
+
+
+def test_the_uniform_exposure_of_a_recording_gives_the_size_weighted_rate():
+    net, (inputs, _) = nets.perceptron(), nets.samples()
+
+    def forwards():
+        with annotate(net):
+            for sample in inputs:
+                net(sample[None])
+
+    table = exposure(recorded(forwards), net, "uniform-bits")
+    one = campaign(net, allocation="equal")
+    run(one)
+    found = one.reweight(table)
+    assert found.covered == pytest.approx(1)
+    assert found.total.rate == pytest.approx(one.total().rate)
 
 
 def test_samples_are_drawn_from_all(expected):

@@ -162,14 +162,17 @@ def test_exposures_that_vary_widen_the_interval_to_first_order():
     table = exposure(conv=1.0, last=1.0)
     sure, unsure = (Outcomes().reweight(table.assign(bit_seconds_sd=x)) for x in (0.0, 0.1))
     assert unsure.total.rate == sure.total.rate
+    table.attrs["forwards"] = 100
+    surer = Outcomes().reweight(table.assign(bit_seconds_sd=0.1))
+    assert unsure.total.low < surer.total.low < sure.total.low
     assert unsure.total.low < sure.total.low < sure.total.high < unsure.total.high
     rng = np.random.default_rng(0)
     drawn = [
         Outcomes().reweight(exposure(conv=1 + 0.1 * a, last=1 + 0.1 * b)).total.rate
-        for a, b in rng.standard_normal((200, 2))
+        for a, b in rng.standard_normal((80, 2))
     ]
     conv = (1000 * 0.2 + 100 * 0.01) / 1100
-    assert np.std(drawn) == pytest.approx(0.1 * conv / 2 / np.sqrt(2), rel=0.2)
+    assert np.std(drawn) == pytest.approx(0.1 * conv / 2 / np.sqrt(2), rel=0.3)
 
 
 def test_reweighting_gives_the_truth_within_its_interval():

@@ -74,8 +74,8 @@ def truth():
     ("seeds", "design"),
     [
         (1000, Design(faults=400)),
-        (300, Design(faults=400, allocation="equal")),
-        (300, Design(faults=800, allocation="neyman")),
+        (200, Design(faults=400, allocation="equal")),
+        (200, Design(faults=800, allocation="neyman")),
     ],
     ids=["proportional", "equal", "neyman"],
 )
