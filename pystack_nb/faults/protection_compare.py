@@ -42,6 +42,7 @@ def compare(
     *,
     metric: Callable[..., Any] | None = None,
     confidence: float = 0.95,
+    batch_size: int = 1,
     repeats: int = 31,
 ) -> pd.DataFrame:
     """Inject the same faults without and with protections, and time each.
@@ -64,8 +65,10 @@ def compare(
         What a silent corruption is, as for `Campaign`; `Top1` by default.
     confidence : float
         Of the intervals.
+    batch_size : int
+        Samples in a forward that is timed.
     repeats : int
-        How often a forward of one sample is timed for each protection.
+        How often one is timed for each protection.
 
     Returns
     -------
@@ -76,7 +79,7 @@ def compare(
         ``noticed``, how many a defence counted, corrected ones too; ``SDC_rate`` with its Wilson
         interval ``SDC_low`` to ``SDC_high``; ``false_alarms``, samples of these faults in which
         a defence counted something without a fault; ``forward_us``, the median time of a forward
-        of one sample, and ``added_time`` as a share of the unprotected one; and
+        in microseconds, and ``added_time`` as a share of the unprotected one; and
         ``relative_failures``, the expected number of silent corruptions per forward relative to
         none: the ratio of the rates times that of the forwards' times.
 
@@ -100,7 +103,7 @@ def compare(
     trials = _Trials(model, inputs, labels, judge)
     samples = sorted(set(faults["sample"]))
     trials.golden = {sample: _first(trials.run(sample)) for sample in samples}
-    times = _times(model, [x[samples[0] : samples[0] + 1] for x in inputs], variants, repeats)
+    times = _times(model, [x[:batch_size] for x in inputs], variants, repeats)
     rows = []
     for name, defences in variants.items():
         with ExitStack() as stack:

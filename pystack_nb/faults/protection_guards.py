@@ -122,31 +122,27 @@ class Watch:
     def __init__(self, module: nn.Module, guards: list[Guard], undo: ExitStack) -> None:
         self._guards = guards
         self._open: list[list[Any]] = []
-        self._module = module
         self._inner = module.forward
         before = module.__dict__.get("forward")
 
         @functools.wraps(self._inner)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            return self._forward(*args, **kwargs)
+            # Faults that are injected from now on strike before the guards look: torch calls
+            # hooks in the order of this dictionary, and reads it when this has returned.
+            hooks, own = module._forward_hooks, self._hook.id  # noqa: SLF001
+            if next(reversed(hooks)) != own:
+                hooks[own] = hooks.pop(own)
+            self._open.append([guard.before(self._inner, args, kwargs) for guard in guards])
+            try:
+                return self._inner(*args, **kwargs)
+            except BaseException:
+                self._open.pop()
+                raise
 
         module.__dict__["forward"] = forward
         undo.callback(_put_back, module, before)
         self._hook = module.register_forward_hook(self._after, with_kwargs=True)
         undo.callback(self._hook.remove)
-
-    def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        # Faults that are injected from now on strike before the guards look: torch calls hooks
-        # in the order of this dictionary, and reads it when this function has returned.
-        hooks = self._module._forward_hooks  # noqa: SLF001
-        hooks[self._hook.id] = hooks.pop(self._hook.id)
-        kept = [guard.before(self._inner, args, kwargs) for guard in self._guards]
-        self._open.append(kept)
-        try:
-            return self._inner(*args, **kwargs)
-        except BaseException:
-            self._open.pop()
-            raise
 
     def _after(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -174,7 +170,11 @@ def check_action(defence: object, action: str, among: Sequence[str] = ACTIONS) -
 
 def floats(output: Any) -> dict[structures.Path, torch.Tensor]:
     """Give the floating tensors, with a number in them, of what a layer gave."""
-    found = ((path, structures.get(output, path)) for path in structures.outputs(output).values())
+    if type(output) is torch.Tensor:
+        found: Any = [((), output)]
+    else:
+        paths = structures.outputs(output).values()
+        found = ((path, structures.get(output, path)) for path in paths)
     return {path: x for path, x in found if x.is_floating_point() and x.numel()}
 
 

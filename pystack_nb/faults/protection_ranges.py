@@ -161,7 +161,7 @@ class _Restrict(Guard):
             if not tensor.is_cuda:
                 # A GPU would have to be waited for; a processor is quicker to look first.
                 low, high = torch.aminmax(tensor.detach())
-                if low >= self._low and high <= self._high:
+                if low.item() >= self._low and high.item() <= self._high:
                     continue
             right = tensor.clamp(self._low, self._high)
             if self._nan is not None:
@@ -210,10 +210,12 @@ class _Finite(Guard):
         del kept, again
         for tensor in floats(output).values():
             # One pass: NaN makes both of them NaN, an infinity is one of them.
-            found = ~torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all()
-            if self._action == "record":
-                self.detections = self.detections + found
-            elif found:
+            low, high = torch.aminmax(tensor.detach())
+            if self._action == "record" and tensor.is_cuda:
+                # Nobody has to wait for it.
+                self.detections = self.detections + ~(low.isfinite() & high.isfinite())
+            elif not (math.isfinite(low.item()) and math.isfinite(high.item())):
                 self.detections = self.detections + 1
-                self.raise_detected("NaN or infinity")
+                if self._action == "raise":
+                    self.raise_detected("NaN or infinity")
         return output

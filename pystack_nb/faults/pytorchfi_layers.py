@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from pystack_nb.errors import FaultError, PystackError
 from pystack_nb.faults.layers import ROOT
+from pystack_nb.faults.layers import layers as every_layer
 from pystack_nb.faults.trace import untouched
 
 
@@ -74,6 +75,7 @@ def find(model: nn.Module, types: Sequence[Any], inputs: tuple[Any, ...]) -> lis
     FaultError
         If the model can't run on the inputs or has no layer of these types.
     """
+    every_layer(model)  # refuses compiled models, whose hooks do not run
     modules = {
         module: name or ROOT
         for name, module in model.named_modules()

@@ -19,6 +19,15 @@ BIG = faults.BitFlip(bit=30)
 LOW = faults.BitFlip(bit=0)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    # Threads that wait for each other take seconds for these tiny tensors on a busy machine.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def network():
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -359,6 +368,25 @@ def test_compare_says_what_each_protection_leaves_and_costs():
         torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True)
     )
     assert hooked(model) == 0
+
+
+@pytest.mark.parametrize("kind", ["neurons", "weights"])
+def test_a_campaign_under_protection_ends_as_compare_says(kind):
+    model, x = network(), images()
+    ranger = faults.Ranger.profile(model, x)
+    chosen = {"seed": 0, "faults": 80, "metric": faults.Tolerance(atol=0.1)}
+    field = faults.BitFlip(field="exponent")
+    planned = faults.Campaign(model, x, field, kind, **chosen).plan().faults
+    table = compare(model, x, planned, {"ranger": ranger}, metric=chosen["metric"], repeats=1)
+    for protection_of, row in zip(["none", "ranger"], table.itertuples(), strict=True):
+        campaign = faults.Campaign(model, x, field, kind, **chosen)
+        if protection_of == "none":
+            outcomes = campaign.run(progress=False)["outcome"]
+        else:
+            with faults.protect(model, ranger):
+                outcomes = campaign.run(progress=False)["outcome"]
+        for outcome in ("masked", "SDC", "DUE"):
+            assert (outcomes == outcome).sum() == getattr(row, outcome)
 
 
 def test_compare_needs_faults_and_labels():

@@ -35,6 +35,15 @@ BOTH = [nn.Conv2d, nn.Linear]
 RANGES = [2.0, 3.0, 1.5]
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    # Threads that wait for each other take seconds for these tiny tensors on a busy machine.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def drawn_from():
     torch.manual_seed(3)
     convs = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3, stride=2), nn.ReLU()]
