@@ -86,9 +86,10 @@ def exposure(
     -------
     pandas.DataFrame
         A row for each output and weight, summed over the layer's calls: ``layer role``,
-        ``bits`` (of a whole batch), ``seconds`` (resident per forward, weighted by bits),
-        ``bit_seconds``, their product and the mean over forwards, and ``bit_seconds_sd``, the
-        standard deviation over forwards (NaN for one).  What has no storage of its own
+        ``bits`` (of a whole batch: record batches of the size in use), ``seconds`` (resident
+        per forward, weighted by bits), ``bit_seconds``, their product and the mean over
+        forwards, and ``bit_seconds_sd``, the standard deviation over forwards (NaN for one).
+        What has no storage of its own
         (`Identity`, views, a container that gives what its last layer gave, a weight that
         another layer has, too) has 0 bits.  ``attrs`` has ``model_of``, ``forwards``, how many
         were used, ``left_out``, and ``forward_seconds``, the mean T.
@@ -102,7 +103,7 @@ def exposure(
     -----
     An output that is written within a container, between its layers, counts from the end of that
     stretch between layers on.  Outputs that no layer gives, such as a sum that is the argument
-    of the next layer, are not modelled.
+    of the next layer, are not modelled; nor is what gradients keep.
     """
     if model_of not in get_args(Model):
         raise FaultError(

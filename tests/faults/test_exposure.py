@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from nets import Shared, kinds, perceptron, state, unchanged
+from nets import Shared, kinds, perceptron, samples, state, unchanged
 from recorded import recorded
 from synthetic import make_recording
 from torch import nn
@@ -183,6 +183,18 @@ def test_uniform_bits_make_shares_those_of_the_bits_whatever_the_trace():
         )
         shares = table["bit_seconds"] / table["bit_seconds"].sum()
         np.testing.assert_allclose(shares, table["bits"] / table["bits"].sum())
+
+
+def test_a_uniform_trace_gives_the_size_weighted_rate_of_a_campaign():
+    model = perceptron()
+    inputs, _ = samples(8)
+    labels = model(inputs).argmax(1)
+    campaign = faults.Campaign(model, (inputs, labels), faults.BitFlip(), seed=0, error=0.1)
+    campaign.run(progress=False)
+    rec = timed(model, inputs[:1], lasting={"first": 5, "relu": 1})
+    table = faults.exposure(rec, model, "uniform-bits")
+    assert campaign.reweight(table).total.rate == pytest.approx(campaign.total().rate)
+    assert campaign.reweight(table).covered == pytest.approx(1)
 
 
 def test_multiply_accumulates_share_out_the_whole_time():
