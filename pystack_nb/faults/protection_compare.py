@@ -81,7 +81,9 @@ def compare(
         a defence counted something without a fault; ``forward_us``, the median time of a forward
         in microseconds, and ``added_time`` as a share of the unprotected one; and
         ``relative_failures``, the expected number of silent corruptions per forward relative to
-        none: the ratio of the rates times that of the forwards' times.
+        none: the ratio of the rates times that of the forwards' times; and
+        ``relative_failures_high``, the same of the interval's upper end, which is what is known
+        where no corruption was seen.
 
     Raises
     ------
@@ -128,9 +130,11 @@ def compare(
             }
         )
     table = pd.DataFrame(rows)
-    failures = table["SDC_rate"] * table["forward_us"]
-    first = failures.iloc[0]
-    return table.assign(relative_failures=failures / first if first else np.nan)
+    alone = table["SDC_rate"].iloc[0] * table["forward_us"].iloc[0] or np.nan
+    return table.assign(
+        relative_failures=table["SDC_rate"] * table["forward_us"] / alone,
+        relative_failures_high=table["SDC_high"] * table["forward_us"] / alone,
+    )
 
 
 @dataclass

@@ -363,6 +363,7 @@ def test_compare_says_what_each_protection_leaves_and_costs():
     assert table.loc["twice", "detected"] == 8
     assert table.loc["all", "detected"] == 1
     assert table.loc["none", "relative_failures"] == 1
+    assert (table["relative_failures_high"] > table["relative_failures"]).all()
     assert table.loc["none", "SDC_low"] < 6 / 9 < table.loc["none", "SDC_high"]
     assert all(
         torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True)

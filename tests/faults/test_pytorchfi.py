@@ -23,6 +23,7 @@ import torch
 
 from torch import nn
 
+from pystack_nb import marks
 from pystack_nb import neuron_error_models as neurons
 from pystack_nb import weight_error_models as weights
 from pystack_nb.errors import FaultError, FaultLocationError
@@ -634,3 +635,13 @@ def test_without_torch_the_error_models_say_what_to_install(module):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert b"TorchMissingError" in done.stderr
     assert b"pip install pystack-nb[torch]" in done.stderr
+
+
+def test_a_recording_is_told_of_each_fault(pfi, monkeypatch):
+    told = []
+    monkeypatch.setattr(marks, "recording", lambda: True)
+    monkeypatch.setattr(marks, "emit", lambda kind, name, *_: told.append((kind, name)))
+    random.seed(0)
+    run(pfi.declare_neuron_fi(**site_with(layer_num=[1])), IMAGES)
+    run(weights.random_weight_inj(pfi, 2), IMAGES)
+    assert told == [("fault", "2:output"), ("fault", "5:weight")]
