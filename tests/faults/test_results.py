@@ -167,8 +167,9 @@ def test_exposures_that_vary_widen_the_interval_to_first_order():
     assert unsure.total.low < surer.total.low < sure.total.low
     assert unsure.total.low < sure.total.low < sure.total.high < unsure.total.high
     rng = np.random.default_rng(0)
+    one = Outcomes()
     drawn = [
-        Outcomes().reweight(exposure(conv=1 + 0.1 * a, last=1 + 0.1 * b)).total.rate
+        one.reweight(exposure(conv=1 + 0.1 * a, last=1 + 0.1 * b)).total.rate
         for a, b in rng.standard_normal((80, 2))
     ]
     conv = (1000 * 0.2 + 100 * 0.01) / 1100

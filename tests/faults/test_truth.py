@@ -74,8 +74,8 @@ def truth():
     ("seeds", "design"),
     [
         (1000, Design(faults=400)),
-        (200, Design(faults=400, allocation="equal")),
-        (200, Design(faults=800, allocation="neyman")),
+        (150, Design(faults=400, allocation="equal")),
+        (150, Design(faults=800, allocation="neyman")),
     ],
     ids=["proportional", "equal", "neyman"],
 )
