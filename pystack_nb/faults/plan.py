@@ -93,7 +93,7 @@ class Design:
             total = sample_size(float(most.sum()), self.error, self.confidence)
         else:
             total = int(each.sum())
-        least = np.minimum(1, most)
+        least = np.minimum(1 if total >= len(of) else 0, most)
         if self.allocation == "equal":
             return allocate(total, np.ones(len(of)), least=least, most=most)
         if self.allocation == "neyman" and events is not None:

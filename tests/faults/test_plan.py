@@ -110,6 +110,10 @@ def test_a_number_of_faults_is_split_in_proportion_or_equally():
     assert set(make(faults=700, allocation="equal").strata["faults"]) == {100}
 
 
+def test_fewer_faults_than_strata_are_no_more_than_were_asked_for():
+    assert len(make(faults=3).faults) == 3
+
+
 def test_a_small_stratum_gets_all_its_faults_and_no_more():
     table = pd.DataFrame([row(elements=1), row(layer="b", elements=10_000)])
     assert make(Zero(), table, samples=1, faults=101, allocation="equal").sizes.tolist() == [1, 100]
