@@ -89,10 +89,10 @@ def exposure(
         ``bits`` (of a whole batch: record batches of the size in use), ``seconds`` (resident
         per forward, weighted by bits), ``bit_seconds``, their product and the mean over
         forwards, and ``bit_seconds_sd``, the standard deviation over forwards (NaN for one).
-        What has no storage of its own
-        (`Identity`, views, a container that gives what its last layer gave, a weight that
-        another layer has, too) has 0 bits.  ``attrs`` has ``model_of``, ``forwards``, how many
-        were used, ``left_out``, and ``forward_seconds``, the mean T.
+        What has no storage of its own (`Identity`, views, a container that gives what its last
+        layer gave, a weight that another layer has, too) has 0 bits.  ``attrs`` has
+        ``model_of``, ``forwards``, how many were used, ``left_out``, and ``forward_seconds``,
+        the mean T.
 
     Raises
     ------
