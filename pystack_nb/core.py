@@ -195,9 +195,9 @@ class PyStackProfiler:
         self._client = self._spool = self._probe = None
         try:
             result = client.stop() if client else _end_inprocess(spool, probe)
-        except BaseException:
+        except BaseException as error:
             # It has gone, or this was interrupted: what it had written is there.
-            self._finish(spool, None)
+            self._finish(spool, None).info["error"] = str(error)
             raise
         finally:
             if probe:

@@ -3,10 +3,13 @@
 #include "recorder.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -17,12 +20,17 @@ enum {
 	LEVELS = 32,
 	LARGEST_STACK = (1 << (PST_OPERAND_BITS - 4)) - 1, /* operand of PST_WORD_SWITCH */
 	NO_RECORDING = -1,
+	NOWHERE = INT_MAX, /* rec.spool: the in-process source's file can't be had any more */
 	/*
 	 * Of the C stack, as much is left to what runs unrecorded: what the interpreter has
 	 * specialised comes back after some thousand calls only, until when it recurses in C.
 	 */
 	STACK_MARGIN = 4 << 20,
 };
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
+#endif
 
 struct recorder rec = {.spool = -1};
 __thread struct thread *this_thread __attribute__((tls_model("initial-exec")));
@@ -111,14 +119,97 @@ int recorder_prepare(int fd, uint32_t clock)
 	return n == sizeof(head) ? 0 : n < 0 ? errno : ENOSPC;
 }
 
+/* Which file the spool is: the recorded program may close its descriptor. */
+static struct {
+	dev_t device;
+	ino_t inode;
+	char path[PATH_MAX];
+	bool reopened; /* rec.spool is a descriptor of the recorder's own */
+} spooled;
+
+static bool is_spool(int fd)
+{
+	struct stat status;
+
+	return !fstat(fd, &status) && status.st_dev == spooled.device &&
+	       status.st_ino == spooled.inode;
+}
+
+static void know_spool(int fd)
+{
+	struct stat status;
+	char link[64];
+	ssize_t size;
+
+	spooled.reopened = false;
+	spooled.path[0] = 0;
+	if (fd < 0 || fstat(fd, &status))
+		return;
+	spooled.device = status.st_dev;
+	spooled.inode = status.st_ino;
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+	size = readlink(link, spooled.path, sizeof(spooled.path) - 1);
+	spooled.path[size < 0 ? 0 : size] = 0;
+}
+
+/* Whether the spool can be written to: it is opened anew where another file has its number. */
+static bool find_spool(void)
+{
+	if (is_spool(rec.spool))
+		return true;
+	spooled.reopened = false;
+	rec.spool = open(spooled.path, O_WRONLY | O_APPEND | O_CLOEXEC | O_NOFOLLOW);
+	if (rec.spool >= 0 && is_spool(rec.spool))
+		return spooled.reopened = true;
+	if (rec.spool >= 0)
+		close(rec.spool);
+	rec.spool = NOWHERE;
+	return false;
+}
+
+static bool all_there; /* the whole shared memory has its place, as it need not be made later */
+
+/*
+ * Give a part of the shared memory its place, on a disk or in memory, before it is touched: where
+ * there is none, that would be the end of the process.  0 or an errno.
+ */
+static int make_room(const void *part, size_t size)
+{
+	if (all_there || !madvise((void *)part, size, MADV_POPULATE_WRITE))
+		return 0;
+	return errno == EFAULT ? ENOSPC : errno;
+}
+
+/* The same for what each recording has, or, before Linux 5.14, for all of it. */
+static int make_first_room(const char *memory, int fd)
+{
+	all_there = false;
+
+	int error = make_room(memory, PST_BATCHES_AT);
+
+	if (error == EINVAL) {
+		error = posix_fallocate(fd, 0, PST_SHARED_SIZE);
+		all_there = !error;
+		return error;
+	}
+	return error ? error : make_room(memory + PST_COUNTS_AT, PST_SHARED_SIZE - PST_COUNTS_AT);
+}
+
 int recorder_start(int fd, int spool, uint64_t max_events)
 {
 	static uint32_t recordings;
 	void *memory = mmap(NULL, PST_SHARED_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	int error;
 
 	if (memory == MAP_FAILED)
 		return errno;
+	error = make_first_room(memory, fd);
+	if (error) {
+		munmap(memory, PST_SHARED_SIZE);
+		return error;
+	}
 	pthread_once(&once, make_key);
+	know_spool(spool);
 	rec.shared = memory;
 	rec.batches = (void *)((char *)memory + PST_BATCHES_AT);
 	rec.counts = (void *)((char *)memory + PST_COUNTS_AT);
@@ -151,6 +242,9 @@ void recorder_close(void)
 	if (rec.shared)
 		munmap(rec.shared, PST_SHARED_SIZE);
 	rec.shared = NULL;
+	if (spooled.reopened && is_spool(rec.spool))
+		close(rec.spool);
+	spooled.reopened = false;
 	rec.spool = -1;
 	pthread_mutex_unlock(&lock);
 }
@@ -186,8 +280,12 @@ static struct pst_batch *take_batch(void)
 
 		if (n < rec.shared->used && rec.batches[n].thread)
 			continue;
-		if (n >= rec.shared->used)
-			n = rec.shared->used++;
+		if (n >= rec.shared->used) {
+			n = rec.shared->used;
+			if (make_room(&rec.batches[n], PST_BATCH_SIZE))
+				continue; /* to those used before */
+			rec.shared->used++;
+		}
 		hint = n + 1;
 		return &rec.batches[n];
 	}
@@ -385,6 +483,10 @@ static void write_record(struct iovec *parts, int count)
 	head.data_size = sizes[0];
 	if (rec.error)
 		return;
+	if (!find_spool()) {
+		rec.error = EBADF;
+		return;
+	}
 	ssize_t wanted = sizeof(head) + sizeof(sizes) + sizes[0];
 	ssize_t n = writev(rec.spool, iov, 2 + count);
 
