@@ -5,6 +5,7 @@
 #include "levels.h"
 #include "limits.h"
 #include "monitor.h"
+#include "segments.h"
 
 static _PyFrameEvalFunction next = _PyEval_EvalFrameDefault;
 static PyInterpreterState *interpreter;
@@ -28,33 +29,9 @@ static void end_gap(uint32_t recording)
 		recorder_gap(PST_WORD_GAP_END);
 }
 
-/*
- * Near the end of the C stack, calls run inside their caller's evaluation, as without a probe.
- * That can be had for all threads only.
- */
-static COLD PyObject *run_deep(const struct thread *t, PyThreadState *ts, Frame *f, int throwing)
-{
-	uint32_t recording = rec.recording;
+static COLD PyObject *run_deep(struct thread *t, PyThreadState *ts, Frame *f, int throwing);
 
-	if (!recording || rec.deep)
-		return next(ts, f, throwing); /* the interpreter itself minds its stack */
-	uint32_t mine = ++gap;
-
-	rec.shared->counters[PST_CALLS_DEEP]++;
-	recorder_gap(PST_WORD_GAP);
-	rec.deep = true;
-	set_aside = _PyInterpreterState_GetEvalFrameFunc(interpreter);
-	_PyInterpreterState_SetEvalFrameFunc(interpreter, next);
-	int taken = limit_recursion(ts, t->stack_left);
-	PyObject *result = next(ts, f, throwing);
-
-	unlimit_recursion(ts, taken);
-	if (mine == gap && rec.deep)
-		end_gap(recording);
-	return result;
-}
-
-static inline PyObject *run(const struct thread *t, PyThreadState *ts, Frame *f, int throwing)
+static inline PyObject *run(struct thread *t, PyThreadState *ts, Frame *f, int throwing)
 {
 	if (UNLIKELY((uintptr_t)__builtin_frame_address(0) < t->stack_low))
 		return run_deep(t, ts, f, throwing);
@@ -62,6 +39,69 @@ static inline PyObject *run(const struct thread *t, PyThreadState *ts, Frame *f,
 	PyObject *result = next(ts, f, throwing);
 	take_recursion(ts);
 	return result;
+}
+
+/* An evaluation that runs on a stack of the probe's own. */
+struct moved {
+	struct thread *t;
+	PyThreadState *ts;
+	Frame *f;
+	int throwing;
+	PyObject *result;
+};
+
+static void run_moved(void *argument)
+{
+	struct moved *m = argument;
+
+	m->result = run(m->t, m->ts, m->f, m->throwing);
+}
+
+/* The same, as without a probe: calls run inside their caller's evaluation. */
+static void run_plain(void *argument)
+{
+	struct moved *m = argument;
+	int taken = limit_recursion(m->ts, m->t->stack_left);
+
+	m->result = next(m->ts, m->f, m->throwing);
+	unlimit_recursion(m->ts, taken);
+}
+
+/* Leave exact mode, which can be had for all threads only, until this evaluation ends. */
+static void run_in_gap(struct moved *m, uint32_t recording)
+{
+	uint32_t mine = ++gap;
+
+	rec.shared->counters[PST_CALLS_DEEP]++;
+	recorder_gap(PST_WORD_GAP);
+	rec.deep = true;
+	set_aside = _PyInterpreterState_GetEvalFrameFunc(interpreter);
+	_PyInterpreterState_SetEvalFrameFunc(interpreter, next);
+	if (segments_enter(m->t, SEGMENT_GAP)) {
+		segments_call(m->t, run_plain, m);
+		segments_leave(m->t);
+	} else {
+		run_plain(m);
+	}
+	if (mine == gap && rec.deep)
+		end_gap(recording);
+}
+
+/* The stack that the thread is on comes near its end. */
+static COLD PyObject *run_deep(struct thread *t, PyThreadState *ts, Frame *f, int throwing)
+{
+	struct moved m = {t, ts, f, throwing, NULL};
+	uint32_t recording = rec.recording;
+
+	if (!recording || rec.deep)
+		return next(ts, f, throwing); /* the interpreter itself minds its stack */
+	if (segments_enter(t, SEGMENT_RECORDED)) {
+		segments_call(t, run_moved, &m);
+		segments_leave(t);
+	} else {
+		run_in_gap(&m, recording);
+	}
+	return m.result;
 }
 
 static inline PyObject *record(struct thread *t, const struct code *c, enum pst_word kind,
@@ -165,7 +205,7 @@ static uint64_t entered; /* while nothing is recorded */
 /* Evaluate in a thread that is not recorded. */
 static COLD PyObject *run_outside(bool limited, PyThreadState *ts, Frame *f, int throwing)
 {
-	const struct thread *t = this_thread;
+	struct thread *t = this_thread;
 
 	entered++;
 	limits_reached = limited;

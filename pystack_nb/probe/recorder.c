@@ -2,6 +2,8 @@
 #define _GNU_SOURCE
 #include "recorder.h"
 
+#include "segments.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -21,11 +23,9 @@ enum {
 	LARGEST_STACK = (1 << (PST_OPERAND_BITS - 4)) - 1, /* operand of PST_WORD_SWITCH */
 	NO_RECORDING = -1,
 	NOWHERE = INT_MAX, /* rec.spool: the in-process source's file can't be had any more */
-	/*
-	 * Of the C stack, as much is left to what runs unrecorded: what the interpreter has
-	 * specialised comes back after some thousand calls only, until when it recurses in C.
-	 */
+	/* Of its own C stack, a thread keeps as much for what C functions need. */
 	STACK_MARGIN = 4 << 20,
+	SMALL_STACK = 1 << 20,
 };
 
 #ifndef MADV_POPULATE_WRITE
@@ -79,6 +79,7 @@ static void free_stacks(struct thread *t)
 static void free_thread(struct thread *t)
 {
 	free_stacks(t);
+	segments_free(t, true);
 	free(t);
 }
 
@@ -237,8 +238,10 @@ void recorder_stop(void)
 void recorder_close(void)
 {
 	pthread_mutex_lock(&lock);
-	for (struct thread *t = threads; t; t = t->next)
+	for (struct thread *t = threads; t; t = t->next) {
 		t->batch = NULL;
+		segments_free(t, false);
+	}
 	if (rec.shared)
 		munmap(rec.shared, PST_SHARED_SIZE);
 	rec.shared = NULL;
@@ -305,11 +308,16 @@ static void find_stack(struct thread *t)
 	void *address;
 	size_t size;
 
+	if (segments_find(t))
+		return;
 	t->stack_low = t->stack_left = 0;
 	if (pthread_getattr_np(pthread_self(), &attributes))
 		return;
 	if (!pthread_attr_getstack(&attributes, &address, &size)) {
-		t->stack_left = size / 2 < STACK_MARGIN ? size / 2 : STACK_MARGIN;
+		/* A C function needs the same of a small one. */
+		t->stack_left = size < SMALL_STACK ? size / 4 * 3 : size / 2;
+		if (t->stack_left > STACK_MARGIN)
+			t->stack_left = STACK_MARGIN;
 		t->stack_low = (uintptr_t)address + t->stack_left;
 	}
 	pthread_attr_destroy(&attributes);

@@ -50,9 +50,11 @@ struct thread {
 	struct level *top;
 	struct level *limit;
 	struct pst_batch *batch;
-	uint64_t last;       /* the newest time stored */
-	uintptr_t stack_low; /* a frame below this leaves exact mode */
-	size_t stack_left;   /* bytes of the stack below that */
+	uint64_t last;           /* the newest time stored */
+	uintptr_t stack_low;     /* a frame below this goes on on another stack */
+	size_t stack_left;       /* bytes of the stack below that */
+	struct segment *segment; /* the stack that it is on, if that is the probe's own */
+	struct segment *spare;   /* one for the next time */
 	struct stack *stack;
 	struct stack *stacks;
 	uint32_t next_stack;

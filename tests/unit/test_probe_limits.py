@@ -82,9 +82,79 @@ def test_recursion_in_c_is_an_error_and_no_crash(probed):
     assert probed.ncalls()["leaf"] == 100
 
 
-def test_recursion_near_the_end_of_the_stack_is_counted_and_recording_goes_on(probed):
+# Whoever has greenlets must stay on the thread's own stack, which comes to its end.
+ON_ONE_STACK = "sys.modules['greenlet'] = sys\n"
+
+
+def test_every_call_of_a_recursion_is_recorded_whatever_the_stack(probed):
     probed.run(
         f"{DOWN}\n"
+        "def program():\n"
+        "    down(60_000)\n"
+        "    threading.stack_size(64 * 1024)\n"
+        "    thread = threading.Thread(target=down, args=(20_000,))\n"
+        "    thread.start(); thread.join()\n"
+        "    call(10)\n"
+        "keep(record(program))\n"
+    )
+    recording = probed.recording()
+    assert probed.ncalls()["down"] == 60_001 + 20_001
+    assert recording.info["incomplete"] == 0
+    assert recording.calls["depth"].max() > 60_000
+
+
+def test_code_that_runs_for_the_first_time_recurses_as_deep_as_unrecorded(probed):
+    depth = 10_000 if probed.minor == 11 else 30_000  # 3.11 itself ends with a fault beyond
+    probed.run(
+        "sys.setrecursionlimit(100_000)\n"
+        "class Thing:\n"
+        "    left = 0\n"
+        "    @property\n"
+        "    def cold(self):\n"
+        "        if not self.left: return 0\n"
+        "        self.left -= 1\n"
+        "        return self.cold\n"
+        "    def __getitem__(self, depth): return self[depth - 1] if depth else 0\n"
+        "def program():\n"
+        f"    thing = Thing(); thing.left = {depth}; thing.cold; thing[{depth}]\n"
+        "keep(record(program))\n"
+    )
+    found = probed.ncalls()
+    assert found["Thing.cold"] == found["Thing.__getitem__"] == depth + 1
+
+
+@pytest.mark.parametrize("size", [32, 64, 256])
+def test_a_thread_with_a_small_stack_can_be_recorded_with_all_options(probed, size):
+    probed.run(
+        "sys.setrecursionlimit(10_000)\n"
+        "def star(*depth): return star(*(depth[0] - 1,)) if depth[0] else 0\n"
+        "def generator(depth):\n"
+        "    if depth: yield from generator(depth - 1)\n"
+        "    yield depth\n"
+        "class Thing:\n"
+        "    def __getitem__(self, depth): return self[depth - 1] if depth else 0\n"
+        "new = {}\n"
+        "exec('\\n'.join(f'def f{n}(): return f{n + 1}() if {n} < 200 else 0' for n in range(201)),"
+        " new)\n"
+        "def deep(): star(900); list(generator(100)); Thing()[900]; new['f0']()\n"
+        "def program():\n"
+        f"    threading.stack_size({size} * 1024)\n"
+        "    thread = threading.Thread(target=deep)\n"
+        "    thread.start(); thread.join()\n"
+        "keep(record(program), 'whole')\n"
+        "keep(record(program, c_calls=True, min_us=0.001, budget=1.0), 'limited')\n"
+    )
+    found = probed.ncalls("whole")
+    assert found["star"] == found["Thing.__getitem__"] == 901
+    assert found["f200"] == 1
+    limited = probed.recording("limited")
+    if limited.info["calls_stopped"] is None:
+        assert probed.ncalls("limited")["star"] == 901
+
+
+def test_recursion_near_the_end_of_the_stack_is_counted_and_recording_goes_on(probed):
+    probed.run(
+        f"{DOWN}{ON_ONE_STACK}\n"
         "def program():\n"
         "    for _ in range(3): down(60_000)\n"
         "    call(1000)\n"
@@ -103,7 +173,7 @@ def test_recursion_near_the_end_of_the_stack_is_counted_and_recording_goes_on(pr
 
 def test_a_thread_with_a_small_stack_recurses_and_other_threads_say_what_they_miss(probed):
     probed.run(
-        f"{DOWN}\n"
+        f"{DOWN}{ON_ONE_STACK}\n"
         "deep, go_on = threading.Semaphore(0), threading.Semaphore(0)\n"
         "def bottom(depth):\n"
         "    if depth: return bottom(depth - 1)\n"
@@ -128,7 +198,7 @@ def test_a_thread_with_a_small_stack_recurses_and_other_threads_say_what_they_mi
 def test_a_recording_may_be_stopped_and_begun_anew_near_the_end_of_the_stack(probed):
     probed.build_evaluator()
     probed.run(
-        f"{DOWN}\n"
+        f"{DOWN}{ON_ONE_STACK}\n"
         "def dives(depth):\n"
         "    global recording\n"
         "    if depth: return dives(depth - 1)\n"
