@@ -284,6 +284,8 @@ enum pst_call_counter {
 	PST_CALLS_FORKS = 6,        /* forked children, which are not recorded */
 	PST_CALLS_STOPPED = 7,      /* 1: exact recording ended, the budget being used up */
 	PST_CALLS_NO_ID = 8,        /* calls of code objects that got no id */
+	PST_CALLS_C_STOPPED = 9,    /* 1: C functions alone would have used the budget up */
+	PST_CALLS_REPLACED = 10,    /* 1: another evaluator came that does not call the probe */
 	PST_CALL_COUNTERS = 16,
 };
 

@@ -212,9 +212,7 @@ class CollectorClient:
             )
         with self._lock:
             try:
-                if not self._file.is_open:
-                    raise OSError(errno.EBADF, "this process has closed the connection")
-                socket.send_fds(self._connection, [encode(kind, body)], descriptors)
+                self._send(encode(kind, body), descriptors)
                 answer, reply = self._receive()
             except (OSError, CollectorProblem) as error:
                 printed = self._fail()
@@ -230,6 +228,11 @@ class CollectorClient:
         if answer is MessageType.ERROR:
             raise from_collector(reply["error"], reply["message"])
         return reply
+
+    def _send(self, message: bytes, descriptors: Sequence[int]) -> None:
+        if not self._file.is_open:
+            raise OSError(errno.EBADF, "this process has closed the connection")
+        socket.send_fds(self._connection, [message], descriptors)
 
     def _receive(self) -> tuple[MessageType, dict[str, Any]]:
         while (message := self._decoder.next()) is None:

@@ -26,6 +26,7 @@ from pystack_nb.errors import (
 )
 from pystack_nb.own_file import OwnFile
 from pystack_nb.probe.check import check, sees_init
+from pystack_nb.probe.cost import Cost, measure
 from pystack_nb.spool import block, unusable
 
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 MAX_EVENTS = 50_000_000
 SOURCES = ("ebpf", "inprocess")
-_CALL_NS = 50.0
 _HIDDEN = glob.escape(str(Path(__file__).parent.parent)) + "/*"
 _SUPPORTED = ("3.11", "3.12", "3.13")
 
@@ -120,6 +120,7 @@ class Probe:
         self._started = False
         self._module, self._init = load()
         self._options = options
+        self._cost = _measured_cost(c_calls=options.c_calls) if options.budget else Cost()
         self.site: int = self._module.site()
         self._place = str(path.parent) if path else "memory"
         try:
@@ -170,7 +171,7 @@ class Probe:
                 options.depth or 0,
                 options.min_us,
                 options.budget or 0.0,
-                _CALL_NS,
+                *self._cost,
                 options.include,
                 options.exclude,
                 (_HIDDEN,),
@@ -242,6 +243,18 @@ def load() -> tuple[ModuleType, bool]:
     except OSError as error:
         raise unusable("memory", error) from None
     return module, init
+
+
+_costs: dict[bool, Cost] = {}  # measured once, without C functions and with them
+
+
+def _measured_cost(*, c_calls: bool) -> Cost:
+    module = load()[0]
+    if c_calls not in _costs:
+        if module.is_recording():
+            return Cost()
+        _costs[c_calls] = measure(module, c_calls=c_calls)
+    return _costs[c_calls]
 
 
 def _new_file(path: Path | None) -> int:

@@ -121,6 +121,7 @@ static void put_code(struct thread *t, const struct code *c, PyObject *file, PyO
 	while (size % 8)
 		u->text[size++] = 0;
 	recorder_reserve(t, 1 + size / 8);
+	t->others += 1 + size / 8;
 	put(t, (uint64_t)PST_OTHER << PST_KIND_SHIFT |
 		       (uint64_t)(PST_WORD_CODE | size / 8 << 4) << PST_TIME_BITS |
 		       (uint64_t)is_c << (PST_TIME_BITS - 1) | c->id);

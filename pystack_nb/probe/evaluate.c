@@ -81,7 +81,9 @@ static void run_in_gap(struct moved *m, uint32_t recording)
 		segments_call(m->t, run_plain, m);
 		segments_leave(m->t);
 	} else {
+		monitor_pause();
 		run_plain(m);
+		monitor_go_on();
 	}
 	if (mine == gap && rec.deep)
 		end_gap(recording);
@@ -139,6 +141,8 @@ static PyObject *record_limited(struct thread *t, struct code *c, enum pst_word 
 	uint32_t depth = t->top->depth = limits_depth(c, t->top[-1].depth);
 
 	if (limits.depth && depth > limits.depth) {
+		limits.passed += limits.pass_ticks;
+		limits_spend(t, limits.pass_ticks);
 		result = run(t, ts, f, throwing);
 		pop(t, recording, f);
 		return result;
@@ -147,12 +151,14 @@ static PyObject *record_limited(struct thread *t, struct code *c, enum pst_word 
 	uint32_t at = t->batch->count;
 
 	start = put_now(t, kind, id);
-	if (UNLIKELY(rec.events != limits_seen))
-		limits_look(t);
+	limits_spend(t, limits.call_ticks);
+	if (limits.min_ticks)
+		go_inside(t, id);
 	result = run(t, ts, f, throwing);
 	leave_c_calls(t, recording, f);
 	if (!pop(t, recording, f))
 		return result;
+	bool outermost = limits.min_ticks && go_outside(t, id);
 	uint64_t now = ticks_now();
 
 	if (now - start >= limits.min_ticks || id >= PST_COUNTED) {
@@ -160,7 +166,8 @@ static PyObject *record_limited(struct thread *t, struct code *c, enum pst_word 
 		return result;
 	}
 	rec.counts[id].calls++;
-	rec.counts[id].ticks += now - start;
+	if (outermost)
+		rec.counts[id].ticks += now - start;
 	if (t->batch->sequence == sequence && t->batch->count == at + 1) {
 		t->batch->count = at; /* nothing came after its beginning */
 		t->last = last;
@@ -177,6 +184,8 @@ static PyObject *pass(struct thread *t, PyThreadState *ts, Frame *f, int throwin
 
 	push(t, current_frame(ts), f);
 	t->top->depth = t->top[-1].depth;
+	limits.passed += limits.pass_ticks;
+	limits_spend(t, limits.pass_ticks);
 	PyObject *result = run(t, ts, f, throwing);
 
 	pop(t, recording, f);
@@ -188,9 +197,9 @@ static PyObject *special(struct thread *t, struct code *c, bool limited, PyThrea
 {
 	if (!c || (c->generator && makes_generator(f)))
 		return run(t, ts, f, throwing);
-	if (c->mode == CODE_COUNTED)
-		limits_counted(t, c);
-	if (c->mode != CODE_GENERATOR || t->recording != rec.recording)
+	if (c->mode == CODE_COUNTED && c->id < PST_COUNTED)
+		rec.counts[c->id].calls++;
+	if (c->mode != CODE_GENERATOR)
 		return pass(t, ts, f, throwing);
 
 	give_send(ts);
@@ -304,4 +313,9 @@ bool evaluate_remove(void)
 	if (!chained)
 		_PyInterpreterState_SetEvalFrameFunc(interpreter, next);
 	return !chained;
+}
+
+bool evaluate_is_replaced(void)
+{
+	return chained && !is_reached();
 }

@@ -12,5 +12,7 @@
 int evaluate_install(bool whole);
 /* Put back the one that was there; false: another one has come since, which stays. */
 bool evaluate_remove(void);
+/* Whether the one that stays does not call the probe: it is tried, after the recording. */
+bool evaluate_is_replaced(void);
 
 #endif

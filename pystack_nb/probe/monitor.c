@@ -20,6 +20,15 @@ static struct thread *thread_in(const PyThreadState *ts)
 static void enter_function(const PyThreadState *ts, PyObject *callable)
 {
 	struct thread *t = thread_in(ts);
+
+	/* What a call of a Python function costs more is counted with that. */
+	if (t && !PyFunction_Check(callable) && !PyMethod_Check(callable)) {
+		limits.c_spent += limits.c_call_ticks;
+		limits_spend(t, limits.c_call_ticks);
+		if (limits.c_stopped || !rec.recording)
+			return;
+	}
+
 	struct code *caller = t ? code_of(frame_code(t->top->frame)) : NULL;
 
 	if (!caller || caller->recording != rec.recording || caller->mode > CODE_GENERATOR)
@@ -53,7 +62,9 @@ static int profile(PyObject *unused, PyFrameObject *frame, int what, PyObject *a
 	const PyThreadState *ts = PyThreadState_Get();
 
 	(void)unused, (void)frame;
-	if (what == PyTrace_C_CALL)
+	if (!rec.recording || limits.c_stopped)
+		_PyEval_SetProfile(PyThreadState_Get(), NULL, NULL);
+	else if (what == PyTrace_C_CALL)
 		enter_function(ts, arg);
 	else if (what == PyTrace_C_RETURN || what == PyTrace_C_EXCEPTION)
 		leave_function(ts, arg, what == PyTrace_C_RETURN ? PST_RETURNED : PST_RAISED);
@@ -75,8 +86,30 @@ int monitor_start(struct monitor_wanted wanted)
 
 void monitor_attach(void)
 {
-	if (on && !PyThreadState_Get()->c_profilefunc)
+	if (on && !limits.c_stopped && !PyThreadState_Get()->c_profilefunc)
 		_PyEval_SetProfile(PyThreadState_Get(), profile, NULL);
+}
+
+/* An exception may be on its way, and is not to be lost. */
+static void set_hook(Py_tracefunc hook)
+{
+	PyObject *type, *value, *traceback;
+
+	PyErr_Fetch(&type, &value, &traceback);
+	_PyEval_SetProfile(PyThreadState_Get(), hook, NULL);
+	PyErr_Restore(type, value, traceback);
+}
+
+void monitor_pause(void)
+{
+	if (on && PyThreadState_Get()->c_profilefunc == profile)
+		set_hook(NULL);
+}
+
+void monitor_go_on(void)
+{
+	if (on && rec.recording && !limits.c_stopped && !PyThreadState_Get()->c_profilefunc)
+		set_hook(profile);
 }
 
 int monitor_stop(void)
@@ -152,18 +185,22 @@ static void enter_init(struct thread *t, struct code *c, Frame *f)
 	l->monitored = true;
 	l->entered = false;
 	l->depth = l[-1].depth;
-	if (c->mode == CODE_COUNTED)
-		limits_counted(t, c);
-	if (c->mode != CODE_RECORDED || t->recording != rec.recording)
+	if (c->mode == CODE_COUNTED && c->id < PST_COUNTED)
+		rec.counts[c->id].calls++;
+	if (c->mode != CODE_RECORDED) {
+		limits.passed += limits.pass_ticks;
+		limits_spend(t, limits.pass_ticks);
 		return;
+	}
 	c->calls++;
 	l->depth = limits_depth(c, l->depth);
 	if (limits.depth && l->depth > limits.depth)
 		return;
 	l->entered = true;
 	l->start = put_now(t, PST_ENTER, c->id);
-	if (rec.events != limits_seen)
-		limits_look(t);
+	limits_spend(t, limits.call_ticks);
+	if (limits.min_ticks)
+		go_inside(t, c->id);
 }
 
 static void leave_init(struct thread *t, uint32_t id, enum pst_leave how)
@@ -172,10 +209,12 @@ static void leave_init(struct thread *t, uint32_t id, enum pst_leave how)
 		put_now(t, PST_LEAVE, PST_RETURNED);
 	if (t->top->entered) {
 		uint64_t ticks = ticks_now() - t->top->start;
+		bool outermost = limits.min_ticks && go_outside(t, id);
 
 		if (ticks < limits.min_ticks && id < PST_COUNTED) {
 			rec.counts[id].calls++;
-			rec.counts[id].ticks += ticks;
+			if (outermost)
+				rec.counts[id].ticks += ticks;
 			how |= PST_SHORT;
 		}
 		put_now(t, PST_LEAVE, how);
@@ -191,6 +230,8 @@ static PyObject *on_start(PyObject *module, PyObject *const *args, Py_ssize_t co
 	struct code *c = code_of((PyCodeObject *)args[0]);
 
 	(void)module, (void)count;
+	if (!rec.recording)
+		return Py_NewRef(disable);
 	if (!t || rec.deep)
 		Py_RETURN_NONE;
 	if (t->top->frame == f) { /* the evaluator has seen it */
@@ -223,6 +264,8 @@ static PyObject *leave(PyObject *code, enum pst_leave how)
 	if (t && rec.recording && t->recording == rec.recording &&
 	    (t->top->frame == f || levels_find_own(t, f)) && t->top->monitored && c)
 		leave_init(t, c->id, how);
+	if (!rec.recording && how != PST_RAISED)
+		return Py_NewRef(disable);
 	/* An __init__ that began before the recording is not known as one yet. */
 	return Py_NewRef(how == PST_RAISED || (c && c->init) || is_init(f) ? Py_None : disable);
 }
@@ -242,6 +285,8 @@ static PyObject *on_unwind(PyObject *module, PyObject *const *args, Py_ssize_t c
 static PyObject *on_call(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
 	(void)module, (void)count;
+	if (!rec.recording || limits.c_stopped)
+		return Py_NewRef(disable); /* here; the next recording asks again */
 	enter_function(PyThreadState_Get(), args[2]);
 	Py_RETURN_NONE;
 }
@@ -276,6 +321,14 @@ static struct {
 enum { CALLBACKS = sizeof(callbacks) / sizeof(callbacks[0]) };
 
 void monitor_attach(void)
+{
+}
+
+void monitor_pause(void)
+{
+}
+
+void monitor_go_on(void)
 {
 }
 

@@ -19,6 +19,12 @@ struct monitor_wanted {
 int monitor_start(struct monitor_wanted wanted);
 /* A thread is recorded from here on. */
 void monitor_attach(void);
+/*
+ * On 3.11, what the interpreter has specialised runs as if it had not while there is a profile
+ * hook, which takes C stack: take it from this thread, and give it back.
+ */
+void monitor_pause(void);
+void monitor_go_on(void);
 /* Switch them off, and give the tool id back; -1 with an exception. */
 int monitor_stop(void);
 

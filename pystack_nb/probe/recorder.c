@@ -79,6 +79,7 @@ static void free_stacks(struct thread *t)
 static void free_thread(struct thread *t)
 {
 	free_stacks(t);
+	free(t->inside);
 	segments_free(t, true);
 	free(t);
 }
@@ -219,6 +220,7 @@ int recorder_start(int fd, int spool, uint64_t max_events)
 	rec.error = 0;
 	rec.events = 0;
 	rec.max_events = max_events;
+	rec.bound_kept = false;
 	last_thread = 0;
 	left_behind = UINT64_MAX;
 	rec.deep = false;
@@ -358,6 +360,8 @@ COLD struct thread *recorder_attach(void)
 	}
 	find_stack(t);
 	free_stacks(t);
+	free(t->inside);
+	t->inside = NULL;
 	t->next_stack = 0;
 	t->recording = NO_RECORDING;
 	t->batch = take_batch();
@@ -373,11 +377,19 @@ COLD struct thread *recorder_attach(void)
 	t->batch->thread = ++last_thread;
 	t->batch->tid = syscall(SYS_gettid);
 	t->batch->count = 0;
+	t->others = 0;
 	t->batch->sequence = 0;
 	begin_batch(t);
 done:
 	pthread_mutex_unlock(&lock);
 	return t && t->batch ? t : NULL;
+}
+
+COLD bool recorder_count_inside(struct thread *t)
+{
+	if (!t->inside)
+		t->inside = calloc(PST_COUNTED, sizeof(*t->inside));
+	return t->inside;
 }
 
 COLD void recorder_grow(struct thread *t)
@@ -424,8 +436,10 @@ static void put_unsent(struct thread *t, enum pst_other kind)
 		b->words[n++] = (uint64_t)PST_OTHER << PST_KIND_SHIFT | (uint64_t)PST_WORD_TIME
 										<< PST_TIME_BITS;
 		b->words[n++] = now;
+		t->others += 2;
 	}
 	t->last = now;
+	t->others++;
 	b->words[n++] = (uint64_t)PST_OTHER << PST_KIND_SHIFT | (uint64_t)kind << PST_TIME_BITS |
 			(now & ((1ull << PST_TIME_BITS) - 1));
 	b->count = n;
@@ -554,19 +568,74 @@ void recorder_write_rest(void)
 	free(counts);
 }
 
+/* Leave so many events of a batch, and what names code objects. */
+static void cut(struct pst_batch *b, uint64_t events)
+{
+	uint32_t kept = 0, size;
+
+	for (uint32_t at = 0; at < b->count; at += size) {
+		uint64_t word = b->words[at];
+		uint32_t operand = word >> PST_TIME_BITS & ((1u << PST_OPERAND_BITS) - 1);
+		bool is_event = word >> PST_KIND_SHIFT != PST_OTHER, is_name = false;
+
+		size = 1;
+		if (!is_event)
+			switch (operand & 15) {
+			case PST_WORD_CODE:
+				size += operand >> 4;
+				is_name = true;
+				break;
+			case PST_WORD_TIME:
+			case PST_WORD_DEMOTE:
+			case PST_WORD_PROMOTE:
+				size = 2;
+			}
+		if (!is_name && !events)
+			continue;
+		events -= is_event;
+		memmove(&b->words[kept], &b->words[at], size * sizeof(word));
+		kept += size;
+	}
+	b->count = kept;
+}
+
+/* Count the events of a thread's batch; false: it had too many, and was cut. */
+static bool keep_bound(struct thread *t)
+{
+	uint64_t count = t->batch->count - t->others;
+	/* Atomic: a thread ends without the GIL. */
+	uint64_t events = __atomic_add_fetch(&rec.events, count, __ATOMIC_RELAXED);
+
+	if (!rec.max_events || events < rec.max_events)
+		return true;
+	events -= count;
+	cut(t->batch, events < rec.max_events ? rec.max_events - events : 0);
+	return false;
+}
+
+void recorder_keep_bound(void)
+{
+	if (rec.bound_kept)
+		return;
+	rec.bound_kept = true;
+	pthread_mutex_lock(&lock);
+	for (struct thread *t = threads; t; t = t->next)
+		if (t->batch && t->recording == rec.shared->recording && !keep_bound(t))
+			rec.shared->counters[PST_CALLS_MAX_EVENTS] = 1;
+	pthread_mutex_unlock(&lock);
+}
+
 COLD void recorder_flush(struct thread *t)
 {
 	struct pst_batch *b = t->batch;
 
 	if (!b->count)
 		return;
-	/* Atomic: a thread ends without the GIL. */
-	uint64_t events = __atomic_add_fetch(&rec.events, b->count, __ATOMIC_RELAXED);
-
-	if (rec.max_events && events >= rec.max_events) {
+	if (!keep_bound(t)) {
 		rec.shared->counters[PST_CALLS_MAX_EVENTS] = 1;
 		rec.recording = 0;
 	}
+	t->others = 0;
 	if (rec.spool >= 0) {
 		write_batch(b, 0);
 	} else {
@@ -593,6 +662,7 @@ COLD uint64_t recorder_whole_time(struct thread *t, uint64_t now)
 	if ((int64_t)(now - t->last) < 0)
 		return t->last;
 	recorder_reserve(t, 3);
+	t->others += 2;
 	put(t, (uint64_t)PST_OTHER << PST_KIND_SHIFT | (uint64_t)PST_WORD_TIME << PST_TIME_BITS);
 	put(t, now);
 	return now;

@@ -51,8 +51,11 @@ static bool uses_greenlets(void)
 	PyErr_Fetch(&type, &value, &traceback);
 	if (!name)
 		name = PyUnicode_InternFromString("greenlet");
-	found = !name || PyDict_GetItemWithError(PyImport_GetModuleDict(), name) ||
-		PyErr_Occurred();
+	/* Not there when the interpreter ends. */
+	PyObject *modules = PySys_GetObject("modules");
+
+	found = !name || !modules || !PyDict_Check(modules) ||
+		PyDict_GetItemWithError(modules, name) || PyErr_Occurred();
 	PyErr_Clear();
 	PyErr_Restore(type, value, traceback);
 	return found;

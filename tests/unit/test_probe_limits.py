@@ -195,6 +195,24 @@ def test_a_thread_with_a_small_stack_recurses_and_other_threads_say_what_they_mi
     assert recording.calls.query("function == 'bottom'")["complete"].all()
 
 
+def test_what_ran_before_recurses_near_the_end_of_a_small_stack_as_deep_as_unrecorded(probed):
+    probed.run(
+        f"{ON_ONE_STACK}\nsys.setrecursionlimit(10_000)\n"
+        "class Thing:\n"
+        "    def __getitem__(self, depth): return self[depth - 1] if depth else 0\n"
+        "def program():\n"
+        "    thread = threading.Thread(target=Thing().__getitem__, args=(900,))\n"
+        "    thread.start(); thread.join()\n"
+        "    call(10)\n"
+        "threading.stack_size(256 * 1024)\n"
+        "program()\n"
+        "keep(record(program, c_calls=True))\n"
+    )
+    recording = probed.recording()
+    assert probed.ncalls()["leaf"] == 10
+    assert (recording.calls["kind"] == "c-call").any()
+
+
 def test_a_recording_may_be_stopped_and_begun_anew_near_the_end_of_the_stack(probed):
     probed.build_evaluator()
     probed.run(
@@ -288,11 +306,23 @@ def test_files_and_modules_are_chosen_by_globs(probed):
 
 
 def test_a_bound_on_events_ends_the_recording_cleanly(probed):
-    probed.run("keep(record(lambda: call(100_000), max_events=10_000))\n")
-    recording = probed.recording()
-    assert recording.info["calls_stopped"] == "max-events"
-    assert 10_000 <= 2 * len(recording.calls) < 15_000
-    assert any("bound on events" in note for note in recording.info["notes"])
+    probed.run(
+        "def threads():\n"
+        "    threads = [threading.Thread(target=call, args=(5000,)) for _ in range(4)]\n"
+        "    for thread in threads: thread.start()\n"
+        "    for thread in threads: thread.join()\n"
+        "keep(record(lambda: call(100_000), max_events=10_000))\n"
+        "keep(record(lambda: call(1000), max_events=101), 'few')\n"
+        "keep(record(threads, max_events=9999), 'threads')\n"
+        "keep(record(lambda: call(100), max_events=9999), 'all')\n"
+    )
+    for name, bound in (("out", 10_000), ("few", 101), ("threads", 9999)):
+        recording = probed.recording(name)
+        assert recording.info["calls_stopped"] == "max-events"
+        assert len(recording.calls) + recording.calls["complete"].sum() == bound
+        assert recording.info["incomplete_by_cause"]["calls-not-named"] == 0
+        assert any("bound on events" in note for note in recording.info["notes"])
+    assert probed.recording("all").info["calls_stopped"] is None
 
 
 def test_what_a_budget_demotes_is_told_and_no_call_is_missing(probed):
@@ -334,6 +364,59 @@ def test_counted_calls_that_cost_too_much_end_exact_recording(probed):
     recording = probed.recording()
     assert recording.info["calls_stopped"] == "budget"
     assert any("more than its budget" in note for note in recording.info["notes"])
+
+
+MANY_WAYS = {
+    "short calls that are taken back": ("call(400_000)", "min_us=1e6"),
+    "calls deeper than asked": ("call(400_000)", "depth=1"),
+    "calls that are not wanted": ("call(400_000)", "exclude=('<string>',)"),
+    "functions that are called in turn": ("for f in functions * 300: f()", ""),
+}
+
+
+@pytest.mark.parametrize(("body", "options"), MANY_WAYS.values(), ids=MANY_WAYS)
+def test_a_budget_holds_for_whatever_goes_through_the_evaluator(probed, body, options):
+    probed.run(
+        "made = {}\nexec('\\n'.join(f'def f{n}(): pass' for n in range(2000)), made)\n"
+        "functions = [made[f'f{n}'] for n in range(2000)]\n"
+        f"def program():\n    {body}\n"
+        f"keep(record(program, budget=1e-6, {options}))\n"
+    )
+    recording = probed.recording()
+    assert recording.info["calls_stopped"] == "budget"
+    assert any("more than its budget" in note for note in recording.info["notes"])
+
+
+def test_a_budget_holds_for_c_functions_and_other_calls_go_on(probed):
+    probed.run(
+        "def many():\n    for _ in range(1_000_000): len('')\n"
+        "def program():\n    many()\n    call(10)\n"
+        "keep(record(program, budget=0.01, c_calls=True))\n"
+    )
+    recording = probed.recording()
+    assert 0 < (recording.calls["function"] == "len").sum() < 1_000_000
+    assert recording.info["call_counters"]["c_stopped"] == 1
+    assert any("calls of C functions would have cost" in x for x in recording.info["notes"])
+    assert recording.info["calls_stopped"] == "budget" or probed.ncalls()["leaf"] == 10
+
+
+def test_the_total_of_a_recursion_of_short_calls_counts_each_moment_once(probed):
+    probed.run(
+        "def fib(n): return n if n < 2 else fib(n - 1) + fib(n - 2)\n"
+        "class Thing:\n"
+        "    def __init__(self, depth):\n"
+        "        if depth: Thing(depth - 1)\n"
+        "def program():\n    fib(14); fib(10); make(Thing)\n"
+        "def make(kind):\n    for _ in range(20): kind(100)\n"
+        "begin = time.monotonic_ns()\n"
+        "keep(record(program, min_us=1e8))\n"
+        "print(time.monotonic_ns() - begin)\n"
+    )
+    table = probed.recording().functions().set_index("function")
+    program = table.loc["program", "total_ns"]
+    for name, calls in (("fib", 1219 + 177), ("Thing.__init__", 20 * 101)):
+        assert table.loc[name, "ncalls"] == calls
+        assert 0 < table.loc[name, "total_ns"] <= program
 
 
 C_CALLS = """

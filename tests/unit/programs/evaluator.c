@@ -6,11 +6,12 @@
 
 static _PyFrameEvalFunction before;
 static long evaluations;
+static int alone; /* whoever was there before is not called */
 
 static PyObject *evaluate(PyThreadState *ts, struct _PyInterpreterFrame *f, int throwing)
 {
 	evaluations++;
-	return before(ts, f, throwing);
+	return alone ? _PyEval_EvalFrameDefault(ts, f, throwing) : before(ts, f, throwing);
 }
 
 static _PyFrameEvalFunction present(void)
@@ -23,6 +24,12 @@ static PyObject *install(PyObject *module, PyObject *unused)
 	before = present();
 	_PyInterpreterState_SetEvalFrameFunc(PyInterpreterState_Get(), evaluate);
 	Py_RETURN_NONE;
+}
+
+static PyObject *install_alone(PyObject *module, PyObject *unused)
+{
+	alone = 1;
+	return install(module, unused);
 }
 
 static PyObject *restore(PyObject *module, PyObject *unused)
@@ -47,6 +54,7 @@ static PyObject *installed(PyObject *module, PyObject *unused)
 
 static PyMethodDef methods[] = {
 	{"install", install, METH_NOARGS, NULL},
+	{"install_alone", install_alone, METH_NOARGS, NULL},
 	{"restore", restore, METH_NOARGS, NULL},
 	{"count", count, METH_NOARGS, NULL},
 	{"installed", installed, METH_NOARGS, NULL},
