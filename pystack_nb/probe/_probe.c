@@ -172,8 +172,7 @@ static PyObject *stop(PyObject *module, PyObject *unused)
 	recorder_keep_bound();
 	bool removed = evaluate_remove();
 
-	if (evaluate_is_replaced())
-		rec.shared->counters[PST_CALLS_REPLACED] = 1;
+	rec.shared->counters[PST_CALLS_REPLACED] = evaluate_replaced();
 
 	if (monitor_stop())
 		return NULL;

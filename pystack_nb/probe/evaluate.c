@@ -13,6 +13,8 @@ static bool chained;        /* someone who came after the probe calls it, and wa
 static bool limits_reached; /* whether what he calls keeps to the limits */
 static _PyFrameEvalFunction set_aside; /* while calls run unrecorded: who was there */
 static uint32_t gap;                   /* counts these times */
+static _PyFrameEvalFunction seen;      /* another one, while recording */
+static _PyFrameEvalFunction trusted;   /* one that calls the probe */
 
 static bool is_own(_PyFrameEvalFunction function);
 
@@ -294,6 +296,7 @@ int evaluate_install(bool whole)
 	if (!is_own(present))
 		next = present;
 	chained = false;
+	seen = NULL;
 	_PyInterpreterState_SetEvalFrameFunc(interpreter, whole ? evaluate : evaluate_limited);
 	return 0;
 }
@@ -315,7 +318,20 @@ bool evaluate_remove(void)
 	return !chained;
 }
 
-bool evaluate_is_replaced(void)
+void evaluate_look(void)
 {
-	return chained && !is_reached();
+	_PyFrameEvalFunction present = _PyInterpreterState_GetEvalFrameFunc(interpreter);
+
+	if (rec.deep || is_own(present) || present == next)
+		return;
+	if (present == seen)
+		trusted = present; /* another batch was filled meanwhile */
+	seen = present;
+}
+
+enum pst_replaced evaluate_replaced(void)
+{
+	if (chained)
+		return is_reached() ? PST_NOT_REPLACED : PST_REPLACED;
+	return seen && seen != trusted ? PST_PERHAPS_REPLACED : PST_NOT_REPLACED;
 }

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "recorder.h"
 
+#include "evaluate.h"
 #include "segments.h"
 
 #include <errno.h>
@@ -636,6 +637,7 @@ COLD void recorder_flush(struct thread *t)
 		rec.recording = 0;
 	}
 	t->others = 0;
+	evaluate_look();
 	if (rec.spool >= 0) {
 		write_batch(b, 0);
 	} else {

@@ -26,10 +26,10 @@ static PyObject *install(PyObject *module, PyObject *unused)
 	Py_RETURN_NONE;
 }
 
-static PyObject *install_alone(PyObject *module, PyObject *unused)
+static PyObject *set_alone(PyObject *module, PyObject *value)
 {
-	alone = 1;
-	return install(module, unused);
+	alone = PyObject_IsTrue(value);
+	Py_RETURN_NONE;
 }
 
 static PyObject *restore(PyObject *module, PyObject *unused)
@@ -53,12 +53,9 @@ static PyObject *installed(PyObject *module, PyObject *unused)
 }
 
 static PyMethodDef methods[] = {
-	{"install", install, METH_NOARGS, NULL},
-	{"install_alone", install_alone, METH_NOARGS, NULL},
-	{"restore", restore, METH_NOARGS, NULL},
-	{"count", count, METH_NOARGS, NULL},
-	{"installed", installed, METH_NOARGS, NULL},
-	{NULL, NULL, 0, NULL},
+	{"install", install, METH_NOARGS, NULL},     {"alone", set_alone, METH_O, NULL},
+	{"restore", restore, METH_NOARGS, NULL},     {"count", count, METH_NOARGS, NULL},
+	{"installed", installed, METH_NOARGS, NULL}, {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef definition = {
