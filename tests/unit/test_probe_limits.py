@@ -387,6 +387,35 @@ def test_a_budget_holds_for_whatever_goes_through_the_evaluator(probed, body, op
     assert any("more than its budget" in note for note in recording.info["notes"])
 
 
+def test_what_a_call_costs_is_measured_once_and_with_nobody_in_the_way(probed):
+    probed.run(
+        "from pystack_nb import probe\n"
+        "budget = CallOptions(budget=0.5)\n"
+        "recording = Recording()\nProbe(budget).close()\nassert not probe._costs\n"
+        "recording.stop()\nProbe(budget).close()\n"
+        "[known] = probe._costs.values()\n"
+        "assert all(0 < cost <= 1000 for cost in known), known\n"
+        "Probe(budget).close()\nassert [*probe._costs.values()][0] is known\n"
+    )
+
+
+def test_a_recording_that_has_ended_by_itself_watches_no_c_function_any_more(probed):
+    if probed.minor == 11:
+        pytest.skip("3.11 does not tell what its profile hook is")
+    probed.run(
+        "import dis\n"
+        "def f():\n    len('')\n"
+        "[at] = [x.offset for x in dis.get_instructions(f) if x.opname == 'CALL']\n"
+        "def watched(): return f.__code__._co_code_adaptive[at] >= 230\n"
+        "seen = []\n"
+        "def program():\n    f(); seen.append(watched()); call(5000); f(); f(); seen.append(watched())\n"
+        "for options in (dict(max_events=500), dict(budget=1e-6)):\n"
+        "    record(lambda: program() or call(400_000) or program(), c_calls=True, **options)\n"
+        "    first, *_, last = seen\n    seen.clear()\n"
+        "    assert first and not last, options\n"
+    )
+
+
 def test_a_budget_holds_for_c_functions_and_other_calls_go_on(probed):
     probed.run(
         "def many():\n    for _ in range(1_000_000): len('')\n"

@@ -52,7 +52,8 @@ def test_an_evaluator_that_calls_nobody_else_is_named_in_the_recording(probed):
     probed.build_evaluator()
     probed.run(
         "import evaluator\n"
-        "def program():\n    call(10)\n    evaluator.alone(True); evaluator.install()\n    call(500)\n"
+        "evaluator.alone(True)\n"
+        "def program():\n    call(10)\n    evaluator.install()\n    call(500)\n"
         "keep(record(program), 'first')\n"
         "evaluator.restore()\n"
         "keep(record(lambda: call(50)), 'second')\n"
@@ -70,7 +71,8 @@ def test_an_evaluator_that_came_and_went_is_told_where_it_was_seen_once(probed):
     probed.run(
         "import evaluator\nsys.setrecursionlimit(100_000)\n"
         "def down(depth):\n"
-        "    return down(depth - 1) + 1 if depth else evaluator.alone(True) or evaluator.install() or 0\n"
+        "    return down(depth - 1) + 1 if depth else evaluator.install() or 0\n"
+        "evaluator.alone(True)\n"
         "def program():\n    down(3000)\n    evaluator.restore()\n    call(10)\n"
         "keep(record(program), 'alone')\n"
         "evaluator.alone(False)\n"
