@@ -448,7 +448,7 @@ def _end_inprocess(spool: Spool, probe: Probe | None) -> dict[str, Any]:
         spool.append(_inprocess("end", end_ns=time.monotonic_ns(), **result))
     except (OSError, SpoolError) as error:
         way = "Make room, and try again."
-        if isinstance(error, OSError) and error.errno == errno.EBADF:
+        if error.errno == errno.EBADF:
             way = "The recorded program has closed and removed the recording's file: keep both."
         result |= {"reason": "spool-full", "message": f"{error} {way}"}
     return result
