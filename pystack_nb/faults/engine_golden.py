@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,6 +42,24 @@ class Golden:
         for number in set(program.inputs) - program.live[0]:
             del self.env[number]
         self.position = 0
+
+    def branch(self, env: Env, rows: torch.Tensor) -> Golden:
+        """Make a run that goes on from here with other numbers, as exact as this one.
+
+        Parameters
+        ----------
+        env : dict of int to torch.Tensor
+            The tensors live here, with rows that are bit for bit what each gives by itself.
+        rows : torch.Tensor of int64
+            Which of those rows.
+        """
+        other, dims = copy.copy(self), self._program.batch_dim
+        other.rows, other.env = len(rows), {}
+        for i, mine in self.env.items():
+            # Kernels, and with them roundings, are chosen by how a row lies in memory.
+            other.env[i] = _room_for(mine.narrow(dims[i], 0, 1), dims[i], other.rows)
+            torch.index_select(env[i], dims[i], rows.to(mine.device), out=other.env[i])
+        return other
 
     def advance(self, end: int, stops: Collection[int] = ()) -> dict[int, Env]:
         """Go on to a clean position.

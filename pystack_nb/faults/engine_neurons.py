@@ -2,7 +2,8 @@
 
 Rows join the batch where their faults strike, with golden tensors up to there; those that
 are equal to the golden ones when the operations that treat each row alone are over have been
-masked, and leave.  The others go on together.
+masked, and leave.  The others go on together, but for those whose outcome rounding errors
+could change: these are computed one by one wherever a batch could round otherwise.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class NeuronSweep:
     outputs : Outputs
         Where outputs are kept.
     follow : bool
-        Whether rows that are not exact go on; else they are left to be run by themselves.
+        Whether rows go on together; else each is computed as it would be by itself.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class NeuronSweep:
         self._follow = follow
         self._usual: dict[int, float] = {}
         self._left: list[Ints] = [np.empty(0, np.int64)]
+        self._far = np.zeros(len(trials.element), bool)
         self._join = {int(k): program.join_before(int(k)) for k in np.unique(step[step >= 0])}
 
     def run(self, golden: Golden, trials: Ints, rows: Ints) -> Ints:
@@ -97,8 +99,8 @@ class NeuronSweep:
         Returns
         -------
         numpy.ndarray of int64
-            Trials that have to be run by themselves if they are not exact: a batch could not
-            go on, or their numbers are so large that rounding errors can't be bounded.
+            Trials that have to be run by themselves if they are not exact: something failed, or
+            their numbers are so large that rounding errors can't be bounded.
         """
         order = np.argsort(self._step[trials], kind="stable")
         trials, rows = trials[order], rows[order]
@@ -115,7 +117,7 @@ class NeuronSweep:
                 except _RAISED:
                     self._left.append(trials[part])
                     continue
-                left = self._drop(struck, golden.env, int(joins[at]), end)
+                left = self._drop(struck, golden, int(joins[at]), end)
                 carried = self._merge(carried, left, end)
                 if carried is not None and len(carried) >= self._batch:
                     self._finish(carried, end)
@@ -176,26 +178,44 @@ class NeuronSweep:
         dim = self._program.batch_dim[target]
         if step not in self._usual:
             self._usual[step] = largest(tensor)
-        far = self._trials.corrupt(tensor, dim, rows, trials, self._usual[step])
-        self._left.append(far)
+        self._far[self._trials.corrupt(tensor, dim, rows, trials, self._usual[step])] = True
 
-    def _drop(self, rows: _Rows, golden: Env, start: int, end: int) -> _Rows | None:
-        """Let go of rows whose every live tensor is golden, bit for bit."""
+    def _drop(self, rows: _Rows, golden: Golden, start: int, end: int) -> _Rows | None:
+        """Let go of rows whose every live tensor is golden, bit for bit.
+
+        Those that must not be rounded otherwise than by themselves leave, too.
+        """
         program = self._program
         steps = self._step[rows.trials]
         alone = {int(k): program.all_row_by_row(int(k), end) for k in np.unique(steps)}
         unmixed = np.array([alone[int(k)] for k in steps])
         same = self._trials.unchanged[rows.trials]
         if unmixed.any():
-            same |= unmixed & self._equal(rows, golden, start, end)
+            same |= unmixed & self._equal(rows, golden.env, start, end)
         self._outputs.add_equal(rows.trials[same], rows.golden[same])
+        own = (self._far[rows.trials] | (not self._follow)) & ~same
         if end == program.length:
+            self._left.append(rows.trials[own])
             self._collect(rows, ~same, unmixed)
             return None
-        if not self._follow:
-            self._left.append(rows.trials[~same])
-            return None
-        return self._keep(rows, ~same, end)
+        self._one_by_one(rows, golden, own & unmixed)
+        self._left.append(rows.trials[own & ~unmixed])
+        return self._keep(rows, ~(same | own), end)
+
+    def _one_by_one(self, rows: _Rows, golden: Golden, wanted: NDArray[np.bool_]) -> None:
+        """Go on to the end with rows that have been exact so far, and keep them so."""
+        if not wanted.any():
+            return
+        which = np.flatnonzero(wanted)
+        mine = golden.branch(rows.env, torch.from_numpy(which))
+        try:
+            mine.advance(self._program.length)
+        except _RAISED:
+            self._left.append(rows.trials[which])
+            return
+        leaves = self._program.outputs(mine.env)
+        exact = np.ones(len(which), bool)
+        self._outputs.add(rows.trials[which], rows.golden[which], exact, leaves)
 
     def _equal(self, rows: _Rows, golden: Env, start: int, end: int) -> NDArray[np.bool_]:
         equal: torch.Tensor | None = None
