@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pystack_nb.faults.engine_trials import Ints
 
 _SITE = ["layer", "call", "role", "kind"]
-_SAMPLES_AT_ONCE = 64
+_SAMPLES_AT_ONCE = 32
 # Outputs wait until their golden ones are there; so many numbers of them at most.
 _OUTPUTS_KEPT = 2**22
 

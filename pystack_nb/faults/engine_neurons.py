@@ -118,10 +118,11 @@ class NeuronSweep:
                     self._left.append(trials[part])
                     continue
                 left = self._drop(struck, golden, int(joins[at]), end)
-                carried = self._merge(carried, left, end)
-                if carried is not None and len(carried) >= self._batch:
+                del struck
+                if carried and left and len(carried) + len(left) > self._batch:
                     self._finish(carried, end)
                     carried = None
+                carried = self._merge(carried, left, end)
         if carried is not None:
             self._finish(carried, self._program.length)
         return np.concatenate(self._left)
@@ -245,7 +246,11 @@ class NeuronSweep:
         if one is None or other is None:
             return one if other is None else other
         dims = self._program.batch_dim
-        env = {i: torch.cat([one.env[i], other.env[i]], dims[i]) for i in self._program.live[end]}
+        # Each is let go of as soon as it is copied.
+        env = {
+            i: torch.cat([one.env.pop(i), other.env.pop(i)], dims[i])
+            for i in self._program.live[end]
+        }
         return _Rows(
             self._constants | env,
             np.concatenate([one.trials, other.trials]),

@@ -147,7 +147,7 @@ def largest(tensor: torch.Tensor) -> float:
     """Give the largest finite absolute number in a tensor."""
     if not tensor.is_floating_point():
         return 0.0
-    return float(tensor.abs().nan_to_num(0, 0, 0).amax())
+    return float(tensor.abs().nan_to_num_(0, 0, 0).amax())
 
 
 class Outputs:
