@@ -8,15 +8,16 @@ import threading
 import time
 
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 
 from pystack_nb import marks
 from pystack_nb.errors import FaultError
 from pystack_nb.faults import structures
-from pystack_nb.faults.layers import layers
+from pystack_nb.faults.identity import identity
+from pystack_nb.faults.layers import ROOT, layers
 
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 KIND = "layer"
 _LONGEST_SIGNATURE = 1000  # longer text would be cut, and of no use then
+_INTERRUPTED = "interrupted"
 
 
 @contextmanager
@@ -48,9 +50,14 @@ def annotate(model: torch.nn.Module, *, synchronize: bool = False) -> Iterator[N
     -----
     The event's ``name`` is the layer's path, as in `pystack_nb.faults.sites`, and ``(model)``
     for the model itself.  In its ``args`` are ``call``, which of the layer's forwards within
-    one of the model it is, ``type``, ``device`` and, where one has passed, ``raised``, the
-    exception.  The outermost one also has ``inputs``, the shapes and types that it was given,
-    and ``grad``, from which `exposure` can run the model again.
+    one of the model it is, ``type``, ``device``, ``model``, which tells several models apart,
+    and, where one has passed, ``raised``, the exception.  The outermost one also has
+    ``inputs``, the shapes and types that it was given, and ``grad``, from which `exposure` can
+    run the model again.  Of a forward that ended unseen, as by Ctrl-C that was caught around
+    it, ``raised`` is ``interrupted``, and its spans end when a layer last began or ended.
+
+    Several models, and parts of an annotated one, can be annotated at a time.  Annotating the
+    same module once more changes nothing until the first one ends, nor does `synchronize`.
 
     A span is what passed on the processor that runs Python.  On a CPU this is the layer's
     work and what Python does around it, which is the most of a small layer; the hooks' own
@@ -67,13 +74,21 @@ def annotate(model: torch.nn.Module, *, synchronize: bool = False) -> Iterator[N
     """
     if not isinstance(model, torch.nn.Module):
         raise FaultError(f"{type(model).__name__} is no torch.nn.Module: pass the model itself")
-    spans = _Spans(synchronize=synchronize and torch.accelerator.is_available())
-    with ExitStack() as hooks:
-        for layer in layers(model).values():
-            spans.watch(layer, hooks)
-        try:
-            yield
-        finally:
+    with _changing:
+        spans = _annotated.get(model)
+        if spans is None:
+            spans = _Spans(model, synchronize=synchronize and torch.accelerator.is_available())
+            _annotated[model] = spans
+        spans.users += 1
+    try:
+        yield
+    finally:
+        with _changing:
+            spans.users -= 1
+            if not spans.users:
+                del _annotated[model]
+                spans.hooks.close()
+        if not spans.users:
             spans.end_all()
 
 
@@ -100,27 +115,33 @@ class _Open(NamedTuple):
     begun_ns: int
 
 
-@dataclass
-class _Thread:
-    stack: list[_Open] = field(default_factory=list)
-    calls: dict[str, int] = field(default_factory=dict)
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.stack: list[_Open] = []
+        self.calls: dict[str, int] = {}
+        self.last_ns = 0  # when a layer last began or ended
 
 
 class _Spans:
-    def __init__(self, *, synchronize: bool) -> None:
+    def __init__(self, model: torch.nn.Module, *, synchronize: bool) -> None:
+        self.users = 0
+        self.hooks = ExitStack()
+        self._model = identity(model)
         self._synchronize = synchronize
-        self._threads: dict[int, _Thread] = {}
+        self._thread = _Thread()
         self._args: dict[tuple[str, int, str], dict[str, Any]] = {}
+        for layer in layers(model).values():
+            self._watch(layer)
 
-    def watch(self, layer: Layer, hooks: ExitStack) -> None:
+    def _watch(self, layer: Layer) -> None:
         def before(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not marks.recording():
+            if not marks.recording() or module is not layer.module:  # a copy has the hooks, too
                 return
-            thread = self._thread()
+            thread = self._thread
             stack = thread.stack
-            if stack and stack[0].layer is layer:
+            if stack and layer.name == ROOT and not _runs_itself(module):
                 # The forward before was broken off by what hooks are not told of: Ctrl-C.
-                self._end(thread, 0)
+                self._end(0, sys.exception())
             more = {}
             if not stack:
                 thread.calls.clear()
@@ -133,52 +154,83 @@ class _Spans:
             thread.calls[layer.name] = call + 1
             if self._synchronize:
                 torch.accelerator.synchronize()
-            stack.append(_Open(layer, call, sys.exception(), more, time.perf_counter_ns()))
+            thread.last_ns = time.perf_counter_ns()
+            stack.append(_Open(layer, call, sys.exception(), more, thread.last_ns))
 
         def after(
             module: torch.nn.Module,  # noqa: ARG001 - torch gives it
             args: tuple[Any, ...],  # noqa: ARG001
             output: Any,
         ) -> None:
-            thread = self._thread()
-            for place in range(len(thread.stack) - 1, -1, -1):
-                if thread.stack[place].layer is layer:
+            stack = self._thread.stack
+            for place in range(len(stack) - 1, -1, -1):
+                if stack[place].layer is layer:
                     if self._synchronize:
                         torch.accelerator.synchronize()
-                    self._end(thread, place, output)
+                    self._end(place + 1, sys.exception())
+                    self._end_last(output)
                     return
 
         module = layer.module
         # As near to the layer's own forward as other hooks let it be.
-        hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-        hooks.callback(module.register_forward_hook(after, prepend=True, always_call=True).remove)
+        begins = module.register_forward_pre_hook(before, with_kwargs=True)
+        self.hooks.callback(begins.remove)
+        ends = module.register_forward_hook(after, prepend=True, always_call=True)
+        self.hooks.callback(ends.remove)
 
     def end_all(self) -> None:
-        """End the spans of this thread that an exception left open."""
-        self._end(self._thread(), 0)
+        """End the spans of this thread that were left open."""
+        self._end(0, sys.exception())
 
-    def _thread(self) -> _Thread:
-        return self._threads.setdefault(threading.get_ident(), _Thread())
+    def _end_last(self, output: Any) -> None:
+        """End the innermost span, whose forward has ended."""
+        thread, now_ns, passing = self._thread, time.perf_counter_ns(), sys.exception()
+        span = thread.stack.pop()
+        args = self._args_of(span, _device(span.layer.module, output))
+        if passing is not span.handled:
+            args = {**args, "raised": type(passing).__name__ if passing else _INTERRUPTED}
+        self._emit(span, now_ns, args)
+        thread.last_ns = now_ns
 
-    def _end(self, thread: _Thread, place: int, output: Any = None) -> None:
-        """End the open span at a place of the stack, and those that are still open in it."""
-        now_ns = time.perf_counter_ns()
-        passing = sys.exception()
+    def _end(self, place: int, passing: BaseException | None) -> None:
+        """End the spans from a place of the stack on, whose forwards did not tell of their end."""
+        thread, now_ns = self._thread, time.perf_counter_ns()
         while len(thread.stack) > place:
             span = thread.stack.pop()
-            is_last = len(thread.stack) == place
-            args = self._args_of(span, _device(span.layer.module, output if is_last else None))
-            if passing is not span.handled or not is_last:
-                args = {**args, "raised": type(passing).__name__ if passing else "interrupted"}
-            marks.emit(KIND, span.layer.name, span.begun_ns, now_ns - span.begun_ns, args)
+            is_passing = passing is not None and passing is not span.handled
+            raised = type(passing).__name__ if is_passing else _INTERRUPTED
+            args = {**self._args_of(span, _device(span.layer.module, None)), "raised": raised}
+            self._emit(span, now_ns if is_passing else thread.last_ns, args)
+
+    def _emit(self, span: _Open, ended_ns: int, args: dict[str, Any]) -> None:
+        marks.emit(KIND, span.layer.name, span.begun_ns, ended_ns - span.begun_ns, args)
 
     def _args_of(self, span: _Open, device: str) -> dict[str, Any]:
         key = span.layer.name, span.call, device
         args = self._args.get(key)
         if args is None:
-            args = {"call": span.call, "type": span.layer.type, "device": device}
+            args = {
+                "call": span.call,
+                "type": span.layer.type,
+                "device": device,
+                "model": self._model,
+            }
             self._args[key] = args
         return args | span.more if span.more else args
+
+
+_annotated: WeakKeyDictionary[torch.nn.Module, _Spans] = WeakKeyDictionary()
+_changing = threading.Lock()
+
+
+def _runs_itself(module: torch.nn.Module) -> bool:
+    """Tell whether a module that begins to run does so within a forward of its own."""
+    running = torch.nn.Module._call_impl.__code__  # noqa: SLF001 - what runs hooks and forward
+    count, frame = 0, sys._getframe()  # noqa: SLF001 - the interpreter's way to its own stack
+    while (above := frame.f_back) is not None and count < 2:
+        frame = above
+        count += frame.f_code is running and frame.f_locals.get("self") is module
+    return count > 1
 
 
 def _device(module: torch.nn.Module, output: Any) -> str:

@@ -27,6 +27,7 @@ import torch
 
 from pystack_nb.errors import FaultError
 from pystack_nb.faults.annotate import KIND, example
+from pystack_nb.faults.identity import chosen
 from pystack_nb.faults.layers import ROOT, listed
 from pystack_nb.faults.liveness import Liveness, liveness
 
@@ -56,10 +57,11 @@ def exposure(
     Parameters
     ----------
     rec : Recording
-        Of forwards under `annotate`.
+        Of forwards under `annotate`, also of several models.
     model : torch.nn.Module
-        The same model, in the mode that it was recorded in.  It runs once, on inputs of the
-        recorded shapes, to see which storage is whose; it is left as it was.
+        The same model, in the mode that it was recorded in; for a saved recording one of the
+        same layers and shapes.  It runs once, on inputs of the recorded shapes, to see which
+        storage is whose; it is left as it was.
     model_of : {"busy", "live", "uniform-bits", "macs"}, optional
         For how long bits are resident.  With :math:`T` the time of one forward:
 
@@ -97,19 +99,28 @@ def exposure(
     Raises
     ------
     FaultError
-        If the recording has no whole forward of this model, or there is no such `model_of`.
+        If the recording has no whole forward of this model, or of several alike, none of which
+        is this object; or there is no such `model_of`.
 
     Notes
     -----
     An output that is written within a container, between its layers, counts from the end of that
     stretch between layers on.  Outputs that no layer gives, such as a sum that is the argument
     of the next layer, are not modelled; nor is what gradients keep.
+
+    `sites`, whose elements a `Campaign` draws from, takes a view that a layer gives (`Flatten`)
+    for a tensor of its own, with as many bits; here it has none, and no share.  So with
+    ``"uniform-bits"`` too, the reweighted total of a model with such a layer differs a little
+    from the campaign's own: faults in the view count with those of the tensor that it shows
+    there, and not at all here.
     """
     if model_of not in get_args(Model):
         raise FaultError(
             f"there is no exposure model {model_of!r}: choose {listed(get_args(Model))}"
         )
-    forwards = _Forwards(rec)
+    if not isinstance(model, torch.nn.Module):
+        raise FaultError(f"{type(model).__name__} is no torch.nn.Module: pass the model itself")
+    forwards = _Forwards(rec, model)
     if inputs is None:
         text = forwards.keep_commonest()
         args, kwargs = example(text, _device(model))
@@ -142,18 +153,28 @@ class _Forwards:
         How many of them are of the shapes, and ran the layers, that are looked at.
     """
 
-    def __init__(self, rec: Recording) -> None:
-        events = rec.events[rec.events["kind"] == KIND]
+    def __init__(self, rec: Recording, model: torch.nn.Module) -> None:
+        events = getattr(rec, "events", None)
+        if not isinstance(events, pd.DataFrame):
+            raise FaultError(
+                f"{type(rec).__name__} is no recording: pass what %%pystack gave, or load(path)"
+            )
+        events = events[events["kind"] == KIND]
         if not len(events):
             raise FaultError(
                 "the recording has no events of layers: run the model in"
                 " `with faults.annotate(model):`"
             )
-        self._events = events.reset_index(drop=True)
+        owner = [x.get("model") for x in events["args"]]
+        told = {x for x in owner if x is not None}
+        mine = {None, *(chosen(model, told) if told else ())}
+        self._events = events[[x in mine for x in owner]].reset_index(drop=True)
         args = self._events["args"]
         self._call = np.array([int(x.get("call", 0)) for x in args])
         broken = np.array(["raised" in x or x.get("complete") is False for x in args])
-        roots = self._events[(self._events["name"] == ROOT) & ~broken]
+        # A model that calls itself has further calls, within the one that is a forward.
+        whole = (self._events["name"] == ROOT) & (self._call == 0) & ~broken
+        roots = self._events[whole]
         if not len(roots):
             raise FaultError(
                 "the recording has no whole forward of the model itself: call the model, and not"

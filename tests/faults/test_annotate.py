@@ -37,7 +37,9 @@ def test_each_forward_of_each_layer_is_a_span_within_that_of_its_container():
         assert first["ts_ns"][outer] <= first["ts_ns"][inner]
         assert ends[inner] <= ends[outer]
     assert ends["0.0"] <= first["ts_ns"]["0.1"]
-    assert first["args"]["0.0"] == {"call": 0, "type": "Conv2d", "device": "cpu"}
+    args = first["args"]["0.0"]
+    assert args.pop("model") == first["args"]["(model)"]["model"]
+    assert args == {"call": 0, "type": "Conv2d", "device": "cpu"}
 
 
 def test_a_layer_that_runs_twice_has_two_calls_and_its_first_name():
@@ -189,3 +191,68 @@ def test_without_a_recording_nothing_happens_and_with_one_outputs_are_the_same()
 def test_what_is_no_model_is_refused():
     with pytest.raises(FaultError, match="pass the model itself"), faults.annotate(lambda x: x):
         pass
+
+
+def test_a_forward_that_was_interrupted_and_caught_is_told_and_ends_with_its_last_layer():
+    model = Interrupted()
+
+    def run():
+        with faults.annotate(model):
+            with contextlib.suppress(KeyboardInterrupt):
+                model(torch.ones(1, 2))
+            model.stopping.remove()
+            with mark("between"):
+                model.eval()
+            model(torch.ones(1, 2))
+            with contextlib.suppress(KeyboardInterrupt):
+                model.train()(torch.ones(1, 2))
+
+    events = recorded(run).events
+    roots = events[events["name"] == "(model)"]
+    raised = [x.get("raised") for x in roots["args"]]
+    assert raised == ["interrupted", None, "interrupted"]
+    between = events.loc[events["kind"] == "mark", "ts_ns"].item()
+    assert roots["ts_ns"].iloc[0] + roots["dur_ns"].iloc[0] <= between
+
+
+class Recursive(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+
+    def forward(self, x, depth=2):
+        return self.linear(self(x, depth - 1) if depth else x)
+
+
+def test_a_model_that_calls_itself_has_spans_within_each_other():
+    rec = annotated(Recursive(), torch.ones(1, 2), times=2)
+    calls = [("(model)", 0), ("(model)", 1), ("(model)", 2), ("linear", 0), ("linear", 1)]
+    assert layers_of(rec) == [*calls, ("linear", 2)] * 2
+    ends = rec.events["ts_ns"] + rec.events["dur_ns"]
+    assert ends[0] >= ends[1] >= ends[2]
+    assert not any("raised" in x for x in rec.events["args"])
+
+
+def test_annotating_a_model_twice_tells_once_until_the_first_ends():
+    model, x = perceptron(), torch.ones(1, 3)
+
+    def run():
+        with faults.annotate(model):
+            with faults.annotate(model):
+                model(x)
+            model(x)
+        model(x)
+
+    names = ["(model)", "first", "relu", "last"]
+    assert layers_of(recorded(run)) == [(name, 0) for name in names] * 2
+    assert unchanged(model, {})
+
+
+def test_a_copy_that_was_made_while_its_original_was_annotated_tells_nothing():
+    model = perceptron()
+
+    def run():
+        with faults.annotate(model):
+            copy.deepcopy(model)(torch.ones(1, 3))
+
+    assert layers_of(recorded(run)) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import numpy as np
@@ -311,6 +312,82 @@ class Odd(nn.Module):
         return self.linear(x) * options.scale
 
 
+def test_forwards_of_other_models_and_interrupted_ones_are_not_this_model_s():
+    small, x = perceptron(), torch.ones(2, 3)
+    wide = nn.Sequential()
+    for name, part in [("first", nn.Linear(3, 9)), ("relu", nn.ReLU()), ("last", nn.Linear(9, 2))]:
+        wide.add_module(name, part)
+    twin = perceptron()
+
+    def stop(module, args, output):
+        raise KeyboardInterrupt
+
+    def run():
+        with faults.annotate(small), faults.annotate(wide), torch.no_grad():
+            for model in (small, wide, small, wide, small):
+                model(x)
+            stopping = small.last.register_forward_hook(stop)
+            with contextlib.suppress(KeyboardInterrupt):
+                small(x)
+            stopping.remove()
+
+    rec = recorded(run)
+    for model, count, width in [(small, 3, 4), (wide, 2, 9), (twin, 3, 4)]:
+        table = faults.exposure(rec, model)
+        assert table.attrs["forwards"] == count
+        assert table.attrs["left_out"] == 0
+        assert by_site(table, "bits")["first", "output"] == 2 * width * 32
+    with pytest.raises(FaultError, match="pass the model that was recorded"):
+        faults.exposure(rec, nn.Linear(3, 3))
+
+
+def test_one_of_several_models_alike_has_to_be_the_object_that_ran():
+    models, x = [perceptron() for _ in range(3)], torch.ones(2, 3)
+
+    def run():
+        for model in models[:2]:
+            with faults.annotate(model), torch.no_grad():
+                model(x)
+
+    rec = recorded(run)
+    assert faults.exposure(rec, models[0]).attrs["forwards"] == 1
+    with pytest.raises(FaultError, match="pass the object that ran"):
+        faults.exposure(rec, models[2])
+
+
+def test_a_model_and_a_part_of_it_can_be_annotated_at_a_time():
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 2))), torch.ones(3, 4)
+
+    def run():
+        with faults.annotate(model), faults.annotate(model[1]), faults.annotate(model):
+            for _ in range(2):
+                model(x)
+
+    rec = recorded(run)
+    assert faults.exposure(rec, model).attrs["forwards"] == 2
+    assert by_site(faults.exposure(rec, model[1]), "bits")["0", "output"] == 3 * 2 * 32
+
+
+def test_a_model_that_calls_itself_is_exposed_once_a_forward():
+    class Recursive(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+
+        def forward(self, x, again=True):
+            return self.linear(self(x, False) if again else x)
+
+    model = Recursive()
+
+    def run():
+        with faults.annotate(model):
+            model(torch.ones(1, 2))
+
+    table = faults.exposure(recorded(run), model)
+    assert table.attrs["forwards"] == 1
+    assert by_site(table, "bits")["linear", "output"] == 2 * 2 * 32
+
+
 def test_inputs_that_the_recording_cannot_tell_are_asked_for_and_taken():
     model, given = Odd(), (torch.ones(3, 2), Options())
     rec = timed(model, *given, lasting={"linear": 1})
@@ -330,7 +407,11 @@ def test_a_recording_that_cannot_tell_says_what_to_do():
     with pytest.raises(FaultError, match="pass the model that was recorded"):
         faults.exposure(rec, nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3)))
     with pytest.raises(FaultError, match="can't run on this example"):
-        faults.exposure(rec, nn.Linear(7, 7))
+        faults.exposure(rec, model, inputs=torch.ones(1, 7))
+    with pytest.raises(FaultError, match="is no recording: pass what"):
+        faults.exposure(None, model)
+    with pytest.raises(FaultError, match="pass the model itself"):
+        faults.exposure(rec, None)
     relu = nn.Sequential(nn.ReLU())
     rec = timed(relu, torch.ones(1, 3))
     with pytest.raises(FaultError, match="choose another model_of"):
