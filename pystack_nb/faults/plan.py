@@ -69,16 +69,31 @@ class Design:
         )
 
     def pilot(self, of: list[Stratum]) -> Ints:
-        """Give the faults of each stratum that Neyman's allocation needs first."""
-        return np.array([int(min(PILOT, x.population)) for x in of], np.int64)
+        """Give the faults of each stratum that Neyman's allocation needs first.
 
-    def sizes(self, of: list[Stratum], events: Ints | None = None) -> Ints:
+        Raises
+        ------
+        CampaignError
+            They are more than `faults`.
+        """
+        first = np.array([int(min(PILOT, x.population)) for x in of], np.int64)
+        if self.faults is not None and self.faults < first.sum():
+            raise CampaignError(
+                f"faults={self.faults} are fewer than the {first.sum()} of the pilot of Neyman's"
+                f" allocation, {PILOT} in each of {len(of)} strata where it has as many; pass"
+                f" faults={first.sum()} or more, or another allocation"
+            )
+        return first
+
+    def sizes(self, of: list[Stratum], seed: int, events: Ints | None = None) -> Ints:
         """Give the sample size of each stratum.
 
         Parameters
         ----------
         of : list of Stratum
             All of them.
+        seed : int
+            Draws the strata of a proportional sample that has less than a fault for each.
         events : numpy.ndarray, optional
             SDCs and DUEs of each stratum in its pilot, for Neyman's allocation.
         """
@@ -93,6 +108,9 @@ class Design:
             total = sample_size(float(most.sum()), self.error, self.confidence)
         else:
             total = int(each.sum())
+        if self.allocation == "proportional" and total < len(of):
+            # Rounded shares would be of the largest strata alone, whatever the seed.
+            return _one_pool(total, weights, most, seed)
         least = np.minimum(1 if total >= len(of) else 0, most)
         if self.allocation == "equal":
             return allocate(total, np.ones(len(of)), least=least, most=most)
@@ -194,7 +212,7 @@ def make(of: list[Stratum], design: Design, seed: int, events: Ints | None = Non
     """
     first = design.pilot(of) if design.allocation == "neyman" else np.zeros(len(of), np.int64)
     pilot_only = design.allocation == "neyman" and events is None
-    sizes = first if pilot_only else design.sizes(of, events)
+    sizes = first if pilot_only else design.sizes(of, seed, events)
     drawn = [x.draw(seed, int(n)) for x, n in zip(of, sizes, strict=True)]
     faults = pd.DataFrame(
         {x: np.concatenate([*_pilot_first([y[x] for y in drawn], first)]) for x in drawn[0]}
@@ -208,6 +226,17 @@ def make(of: list[Stratum], design: Design, seed: int, events: Ints | None = Non
     for place, (name, column) in enumerate(named.items()):
         faults.insert(place, name, column)
     return Plan(describe(of, sizes, design.confidence), faults, seed, design.confidence)
+
+
+def _one_pool(total: int, weights: NDArray[np.float64], most: Any, seed: int) -> Ints:
+    """Draw the strata of a plain random sample of the whole."""
+    # Strata draw from streams of a single key.
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(0, 0))))
+    sizes = np.zeros(len(weights), np.int64)
+    for point in rng.random(int(min(total, most.sum()))):
+        ends = np.cumsum(weights * (1 - sizes / np.maximum(most, 1)))
+        sizes[np.searchsorted(ends, point * ends[-1], side="right")] += 1
+    return sizes
 
 
 def _pilot_first(parts: list[NDArray[Any]], first: Ints) -> Iterator[NDArray[Any]]:

@@ -127,15 +127,20 @@ class Analysis(ABC):
         -------
         Estimate
             With the finite population correction, since no fault is drawn twice; see
-            `stratified` for the interval.
+            `stratified` for the interval.  A proportional sample of fewer faults than strata
+            is a plain random one, and counts as one stratum.
         """
         if event not in OUTCOMES:
             raise CampaignError(f"there is no outcome {event!r}; pass one of {OUTCOMES}")
-        strata = self.strata
-        counts = self._counts()
+        columns = [*OUTCOMES, "faults", "weight", "population"]
+        strata = self.strata.drop(columns="faults").merge(self._counts(), on="stratum")[columns]
+        planned = self.strata["faults"]
+        # Of an unfinished sample only the first strata are there.
+        if self.proportional and (planned == 0).any() and strata["faults"].sum() == planned.sum():
+            strata = strata.sum().to_frame().T
         return stratified(
-            counts[event],
-            counts["faults"],
+            strata[event],
+            strata["faults"],
             strata["weight"],
             populations=strata["population"],
             confidence=self.confidence if confidence is None else confidence,

@@ -188,7 +188,8 @@ def stratified(
     ----------
     events, trials : array_like
         Counts, one a stratum.  A stratum of some weight without a trial adds all it could be:
-        it counts as half, with the limits 0 and 1.
+        it counts as half, nothing of its weight goes into the lower limit and the whole of it
+        into the upper one, since strata that were not tried may well be wrong together.
     weights : array_like
         Sizes of the strata in any unit; their shares are used.
     populations : array_like, optional
@@ -214,19 +215,23 @@ def stratified(
         raise CampaignError("strata without any weight have no rate; pass positive weights")
     shares = shares / shares.sum()
     size = np.inf if populations is None else np.asarray(populations, float)
-    with np.errstate(invalid="ignore"):
-        rates = np.where(n > 0, k / n, 0.5)
-    rate = float(shares @ rates)
-    pools = _pooled(rates, effective_trials(n, size), shares)
-    weight, of_pool, trials_of_pool = (np.array(x) for x in zip(*pools, strict=True))
-    lows, highs = _limits_of(of_pool, trials_of_pool, confidence)
-    if len(pools) > 1:
-        lows = _corrected_lows(of_pool, trials_of_pool, confidence)
-    below = float(((weight * (of_pool - lows)) ** 2).sum())
-    above = float(((weight * (highs - of_pool)) ** 2).sum())
-    more = variance * quantile(confidence) ** 2
-    low = max(0.0, rate - math.sqrt(below + more)) if rate > 0 else 0.0
-    high = min(1.0, rate + math.sqrt(above + more)) if rate < 1 else 1.0
+    tried = n > 0
+    unknown = float(shares[~tried].sum())
+    known, part, low, high = 1.0 - unknown, 0.0, 0.0, 0.0
+    if (shares[tried] > 0).any():
+        rates = k[tried] / n[tried]
+        part = float(shares[tried] @ rates)
+        pools = _pooled(rates, effective_trials(n, size)[tried], shares[tried])
+        weight, of_pool, trials_of_pool = (np.array(x) for x in zip(*pools, strict=True))
+        lows, highs = _limits_of(of_pool, trials_of_pool, confidence)
+        if len(pools) > 1:
+            lows = _corrected_lows(of_pool, trials_of_pool, confidence)
+        more = variance * quantile(confidence) ** 2
+        below = math.sqrt(float(((weight * (of_pool - lows)) ** 2).sum()) + more)
+        above = math.sqrt(float(((weight * (highs - of_pool)) ** 2).sum()) + more)
+        low = max(0.0, part - below) if part > 0 else 0.0
+        high = min(known, part + above) if part < known else known
+    rate, high = part + unknown / 2, min(1.0, high + unknown)
     return Estimate(rate, low, high, confidence, int(n.sum()))
 
 
@@ -358,7 +363,7 @@ def _limits_of(rates: Floats, trials: ArrayLike, confidence: float) -> tuple[Flo
 
 def _corrected_lows(rates: Floats, trials: Floats, confidence: float) -> Floats:
     known = np.isinf(trials)
-    n, z = np.where(known, 1.0, np.maximum(trials, 1e-300)), quantile(confidence)
+    n, z = np.where(known, 1.0, trials), quantile(confidence)
     root = np.sqrt(np.maximum(z**2 - 2 - 1 / n + 4 * rates * (n * (1 - rates) + 1), 0))
     low = (2 * n * rates + z**2 - 1 - z * root) / (2 * (n + z**2))
     return np.where(known, rates, np.where(n * rates <= 0, 0.0, np.clip(low, 0, rates)))

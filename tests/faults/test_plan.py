@@ -114,6 +114,26 @@ def test_fewer_faults_than_strata_are_no_more_than_were_asked_for():
     assert len(make(faults=3).faults) == 3
 
 
+def test_fewer_faults_than_strata_are_a_plain_random_sample():
+    weights = make(faults=2).strata["weight"].to_numpy()
+    share = weights / weights.sum()
+    sizes = np.array([make(faults=2, seed=seed).sizes for seed in range(400)])
+    assert (sizes.sum(1) == 2).all()
+    assert np.abs(sizes.mean(0) / 2 - share).max() < 4 * np.sqrt(0.25 / 800)
+    assert make(faults=2, seed=5).sizes.tolist() == make(faults=2, seed=5).sizes.tolist()
+
+
+def test_a_plain_random_sample_takes_no_fault_twice():
+    table = pd.DataFrame([row(layer=x, elements=1) for x in "abcde"])
+    for seed in range(20):
+        assert make(Zero(), table, samples=1, faults=4, seed=seed).sizes.max() == 1
+
+
+def test_fewer_faults_than_the_pilot_are_refused():
+    with pytest.raises(CampaignError, match="faults=600 are fewer than the 700"):
+        make(faults=600, allocation="neyman")
+
+
 def test_a_small_stratum_gets_all_its_faults_and_no_more():
     table = pd.DataFrame([row(elements=1), row(layer="b", elements=10_000)])
     assert make(Zero(), table, samples=1, faults=101, allocation="equal").sizes.tolist() == [1, 100]

@@ -113,6 +113,15 @@ def test_the_total_weights_strata_by_their_sizes():
         Outcomes().total("wrong")
 
 
+def test_the_total_of_a_plain_random_sample_takes_all_strata_as_one():
+    few = [("conv", "output", 1000, 3, 2, 0), ("conv", "weight", 100, 0, 0, 0)]
+    found = Outcomes(few, proportional=True).total()
+    assert found.rate == pytest.approx(2 / 3)
+    assert (found.low, found.high) == pytest.approx(wilson(2, 3))
+    unequal = Outcomes(few).total()
+    assert unequal.high > found.high
+
+
 def test_exposure_in_proportion_to_bits_gives_the_size_weighted_rate():
     uniform = exposure(conv=1100.0, last=3000.0)
     found = Outcomes().reweight(uniform)

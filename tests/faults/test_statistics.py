@@ -127,6 +127,21 @@ def test_a_stratum_without_a_trial_could_be_anything():
     assert estimate.high >= 0.1
 
 
+def test_strata_without_a_trial_or_an_event_begin_at_zero():
+    estimate = stratified([0, 0], [3, 0], [0.7, 0.3], confidence=0.99)
+    assert estimate.rate == pytest.approx(0.15)
+    assert estimate.low == 0
+    assert estimate.high == pytest.approx(0.7 * wilson(0, 3, 0.99)[1] + 0.3)
+    assert stratified([0], [0], [1]).low == 0
+    assert stratified([0], [0], [1]).high == 1
+
+
+def test_strata_without_a_trial_may_all_be_wrong_together():
+    estimate = stratified([1, 0, 0, 0], [1000, 0, 0, 0], [0.7, 0.1, 0.1, 0.1])
+    assert estimate.low < 0.7 * 0.001
+    assert estimate.high > 0.3
+
+
 def test_strata_without_weight_have_no_rate():
     with pytest.raises(CampaignError, match="pass positive weights"):
         stratified([1], [2], [0])
