@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import threading
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -19,12 +19,13 @@ from pystack_nb.faults.layers import Layer, find, layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from contextlib import ExitStack
 
 ACTIONS = ("raise", "record", "correct")
 
 # Parts of a module that hold its parameters and never run.
 _HOLDERS = {"parametrizations", "_packed_params"}
+
+_counting = threading.Lock()  # a model may run in several threads
 
 
 class Guard(ABC):
@@ -75,6 +76,12 @@ class Guard(ABC):
             What the model goes on with.
         """
 
+    def count(self, **more: int | torch.Tensor) -> None:
+        """Add to ``checks``, ``detections`` or ``corrections``."""
+        with _counting:
+            for name, number in more.items():
+                setattr(self, name, getattr(self, name) + number)
+
     def raise_detected(self, what: str) -> None:
         """Say what was found, by an exception."""
         raise FaultDetectedError(
@@ -116,44 +123,6 @@ class Defence(ABC):
         """Make what watches a layer."""
 
 
-class Watch:
-    """Lets guards see what one module is given and what it gives, after every other hook."""
-
-    def __init__(self, module: nn.Module, guards: list[Guard], undo: ExitStack) -> None:
-        self._guards = guards
-        self._open: list[list[Any]] = []
-        self._inner = module.forward
-        before = module.__dict__.get("forward")
-
-        @functools.wraps(self._inner)
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            # Faults that are injected from now on strike before the guards look: torch calls
-            # hooks in the order of this dictionary, and reads it when this has returned.
-            hooks, own = module._forward_hooks, self._hook.id  # noqa: SLF001
-            if next(reversed(hooks)) != own:
-                hooks[own] = hooks.pop(own)
-            self._open.append([guard.before(self._inner, args, kwargs) for guard in guards])
-            try:
-                return self._inner(*args, **kwargs)
-            except BaseException:
-                self._open.pop()
-                raise
-
-        module.__dict__["forward"] = forward
-        undo.callback(_put_back, module, before)
-        self._hook = module.register_forward_hook(self._after, with_kwargs=True)
-        undo.callback(self._hook.remove)
-
-    def _after(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> Any:  # fmt: skip
-        del module
-        for guard, kept in zip(self._guards, self._open.pop(), strict=True):
-            guard.checks += 1
-            output = guard.after(output, kept, functools.partial(self._inner, *args, **kwargs))
-        return output
-
-
 def innermost(module: nn.Module) -> bool:
     """Tell whether a module runs no other ones."""
     inner = [name for name, _ in module.named_children() if name not in _HOLDERS]
@@ -176,10 +145,3 @@ def floats(output: Any) -> dict[structures.Path, torch.Tensor]:
         paths = structures.outputs(output).values()
         found = ((path, structures.get(output, path)) for path in paths)
     return {path: x for path, x in found if x.is_floating_point() and x.numel()}
-
-
-def _put_back(module: nn.Module, forward: Any) -> None:
-    if forward is None:
-        module.__dict__.pop("forward", None)
-    else:
-        module.__dict__["forward"] = forward

@@ -168,8 +168,7 @@ class _Restrict(Guard):
                 right = torch.where(tensor.isnan(), self._nan, right)
             wrong = (right != tensor) & ~(right.isnan() & tensor.isnan())
             count = wrong.sum()
-            self.corrections = self.corrections + count
-            self.detections = self.detections + (count > 0)
+            self.count(corrections=count, detections=count > 0)
             output = structures.replaced(output, path, right)
         return output
 
@@ -213,9 +212,9 @@ class _Finite(Guard):
             low, high = torch.aminmax(tensor.detach())
             if self._action == "record" and tensor.is_cuda:
                 # Nobody has to wait for it.
-                self.detections = self.detections + ~(low.isfinite() & high.isfinite())
+                self.count(detections=~(low.isfinite() & high.isfinite()))
             elif not (math.isfinite(low.item()) and math.isfinite(high.item())):
-                self.detections = self.detections + 1
+                self.count(detections=1)
                 if self._action == "raise":
                     self.raise_detected("NaN or infinity")
         return output

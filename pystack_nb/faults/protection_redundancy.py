@@ -77,13 +77,13 @@ class _Twice(Guard):
         second, spare = kept
         if _same(output, second):
             return output
-        self.detections = self.detections + 1
+        self.count(detections=1)
         if self._action == "record":
             return output
         if self._action == "correct":
             third = spare()
             if _same(third, second) or _same(third, output):
-                self.corrections = self.corrections + 1
+                self.count(corrections=1)
                 return third
         return self.raise_detected("two runs differ")
 
@@ -176,17 +176,17 @@ class _Sums(Guard):
         with torch.no_grad():
             wrong = self._differs(output, kept)
         if self._action == "record":
-            self.detections = self.detections + wrong
+            self.count(detections=wrong)
             return output
         if not wrong:
             return output
-        self.detections = self.detections + 1
+        self.count(detections=1)
         if self._action == "correct":
             output = again()
             with torch.no_grad():
                 wrong = self._differs(output, kept)
             if not wrong:
-                self.corrections = self.corrections + 1
+                self.count(corrections=1)
                 return output
         return self.raise_detected("a checksum differs")
 

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from pystack_nb.errors import FaultError
-from pystack_nb.faults.protection_guards import Defence, Guard, Watch
+from pystack_nb.faults.protection_guards import Defence, Guard
+from pystack_nb.faults.protection_watch import watch
 
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def protect(model: torch.nn.Module, *defences: Defence) -> Iterator[Protection]:
     ----------
     model : torch.nn.Module
         It gets hooks, and another ``forward`` in the guarded modules; both are removed at the
-        end.
+        end.  It may run in several threads at a time, and several protections of it may end
+        in any order.  A copy that is made meanwhile, or a pickled one, is unprotected.
     *defences : Defence
         `Ranger`, `NanDetector`, `Duplicate`, `Checksum`.
 
@@ -101,5 +103,5 @@ def protect(model: torch.nn.Module, *defences: Defence) -> Iterator[Protection]:
         by_module.setdefault(guard.layer.module, []).append(guard)
     with ExitStack() as undo:
         for module, own in by_module.items():
-            Watch(module, own, undo)
+            watch(module, own, undo)
         yield Protection(guards)
