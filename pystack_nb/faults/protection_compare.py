@@ -16,6 +16,7 @@ import torch
 from pystack_nb.errors import CampaignError, FaultDetectedError, FaultError
 from pystack_nb.faults import structures
 from pystack_nb.faults.data import tensors
+from pystack_nb.faults.engine_trials import OUTCOMES, Outputs, Trials
 from pystack_nb.faults.injection import Fault, inject
 from pystack_nb.faults.metrics import Top1, as_metric
 from pystack_nb.faults.models import Drawn, ErrorModel
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from pystack_nb.faults.metrics import Metric
     from pystack_nb.faults.patterns import Positions, Region
 
-_OUTCOMES = ("masked", "SDC", "DUE", "detected")
+_DETECTED = "detected"
+_COLUMNS = {"layer", "call", "role", "element", "sample", "and_mask", "or_mask", "xor_mask"}
 
 
 def compare(
@@ -57,8 +59,9 @@ def compare(
     data : tuple, tensor, Dataset, DataLoader or list
         That of the campaign.
     faults : pandas.DataFrame
-        Planned faults, such as ``campaign.plan().faults``; a plain random sample
-        (``allocation="proportional"``), for the rates are those of its rows.
+        Planned faults, such as ``campaign.plan().faults``, with its columns that say where and
+        how to strike; a plain random sample (``allocation="proportional"``), for the rates are
+        those of its rows.
     protections : mapping of str to Defence or sequence of Defence
         What to compare, by names.
     metric : callable, optional
@@ -75,7 +78,8 @@ def compare(
     pandas.DataFrame
         A row for each protection, the first for none: ``protection``; how many ``faults`` were
         ``masked``, ended as ``SDC`` (against the unprotected model without faults), as ``DUE``
-        (NaN, infinity or an exception) or were ``detected`` (by an exception of a defence);
+        (an exception, or NaN or infinity where that model gives a number: as in a `Campaign`)
+        or were ``detected`` (by an exception of a defence);
         ``noticed``, how many a defence counted, corrected ones too; ``SDC_rate`` with its Wilson
         interval ``SDC_low`` to ``SDC_high``; ``false_alarms``, samples of these faults in which
         a defence counted something without a fault; ``forward_us``, the median time of a forward
@@ -88,7 +92,8 @@ def compare(
     Raises
     ------
     CampaignError
-        If there is no fault, or the metric needs labels that the data hasn't got.
+        If there is no fault, a column is missing, or the metric needs labels that the data
+        hasn't got.
 
     Notes
     -----
@@ -100,11 +105,16 @@ def compare(
     judge = as_metric(Top1() if metric is None else metric)
     if faults.empty or (judge.needs_labels and labels is None):
         raise CampaignError("there is nothing to compare: plan some faults, and give labels")
+    if missing := _COLUMNS - {*faults}:
+        raise CampaignError(
+            f"the faults have no column {min(missing)!r}: give a plan's, campaign.plan().faults"
+        )
+    faults = pd.DataFrame({"value": np.nan, "bit": -1}, faults.index).assign(**faults)
     variants: dict[str, Sequence[Defence]] = {"none": ()}
     variants |= {n: (d,) if isinstance(d, Defence) else tuple(d) for n, d in protections.items()}
     trials = _Trials(model, inputs, labels, judge)
     samples = sorted(set(faults["sample"]))
-    trials.golden = {sample: _first(trials.run(sample)) for sample in samples}
+    trials.golden = {sample: _rows(trials.run(sample)) for sample in samples}
     times = _times(model, [x[:batch_size] for x in inputs], variants, repeats)
     rows = []
     for name, defences in variants.items():
@@ -113,7 +123,7 @@ def compare(
             alarms = sum(trials.alarmed(sample, guards) for sample in samples)
             results = [trials.inject(fault, guards) for fault in faults.itertuples()]
         outcomes = pd.Series([outcome for outcome, _ in results])
-        counts = {outcome: int((outcomes == outcome).sum()) for outcome in _OUTCOMES}
+        counts = {outcome: int((outcomes == outcome).sum()) for outcome in (*OUTCOMES, _DETECTED)}
         low, high = wilson(counts["SDC"], len(faults), confidence)
         rows.append(
             {
@@ -145,7 +155,7 @@ class _Trials:
     metric: Metric
 
     def __post_init__(self) -> None:
-        self.golden: dict[int, torch.Tensor] = {}
+        self.golden: dict[int, list[torch.Tensor]] = {}
 
     def run(self, sample: int) -> Any:
         with torch.no_grad():
@@ -171,17 +181,18 @@ class _Trials:
             with inject(self.model, fault, seed=0):
                 output = self.run(sample)
         except FaultDetectedError:
-            return "detected"
+            return _DETECTED
         except FaultError:
             raise
         except Exception:  # noqa: BLE001 - whatever a fault raises is its outcome
             return "DUE"
-        found = [structures.get(output, path) for path in structures.outputs(output).values()]
-        if not all(torch.isfinite(x).all() for x in found if x.is_floating_point()):
-            return "DUE"
+        one, none = np.ones(1, bool), np.zeros(1, np.int64)
+        trials = Trials(none, none, (none.view(np.uint64),) * 3, np.full(1, np.nan))
         label = None if self.labels is None else self.labels[sample : sample + 1]
-        verdict = self.metric.judge(self.golden[sample], found[0], label)
-        return "SDC" if verdict.changed.item() else "masked"
+        outputs = Outputs()
+        outputs.add(none, none, one, _rows(output))
+        outputs.settle(trials, self.golden[sample], self.metric, label, 0.0)
+        return OUTCOMES[int(trials.outcome[0])]
 
 
 @dataclass(frozen=True)
@@ -228,17 +239,21 @@ def _times(
                 if defences:
                     stack.enter_context(protect(model, *defences))
                 for _ in range(3):  # the last one finds caches warm
+                    given = [x.clone() for x in inputs]  # the model may overwrite them
                     wait()
                     started = time.perf_counter_ns()
-                    model(*inputs)
+                    model(*given)
                     wait()
                     ended = time.perf_counter_ns()
                 taken[name].append(ended - started)
     return {name: median(nanoseconds) for name, nanoseconds in taken.items()}
 
 
-def _first(output: Any) -> torch.Tensor:
-    return structures.get(output, next(iter(structures.outputs(output).values())))
+def _rows(output: Any) -> list[torch.Tensor]:
+    """Give the tensors in the output of one sample, each with one row."""
+    found = [structures.get(output, path) for path in structures.outputs(output).values()]
+    found = [x.dequantize() if x.is_quantized else x for x in found]
+    return [x if x.dim() and len(x) == 1 else x[None] for x in found]
 
 
 def _detections(guards: Protection) -> int:

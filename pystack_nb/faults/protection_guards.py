@@ -94,6 +94,11 @@ class Guard(ABC):
 class Defence(ABC):
     """A way to find or to bound faults; `protect` puts it into a model."""
 
+    @property
+    def title(self) -> str:
+        """What it is called in an error."""
+        return type(self).__name__
+
     def layers_of(self, model: nn.Module) -> list[Layer]:
         """Give the layers to guard: those that were named, or else the usual ones.
 
@@ -109,7 +114,7 @@ class Defence(ABC):
         usual = [layer for layer in found.values() if self.usual(layer.module)]
         if not usual:
             raise FaultError(
-                f"{type(self).__name__} finds no layer of its kind in this model: name some by"
+                f"{self.title} finds no layer of its kind in this model: name some by"
                 " layers=[...], as in faults.sites(model, ...)"
             )
         return usual

@@ -116,7 +116,8 @@ class Ranger(Defence):
         try:
             with untouched(model), torch.no_grad():
                 for start in range(0, len(inputs[0]), batch_size):
-                    model(*(x[start : start + batch_size] for x in inputs))
+                    # Copies: a model may overwrite what it is given.
+                    model(*(x[start : start + batch_size].clone() for x in inputs))
         finally:
             for handle in handles:
                 handle.remove()
@@ -142,6 +143,7 @@ class Ranger(Defence):
 @dataclass(frozen=True)
 class _Profiled(Defence):
     layers: tuple[str, ...] | None
+    title = "Ranger"
 
     def usual(self, module: nn.Module) -> bool:
         return isinstance(module, _ACTIVATIONS)

@@ -305,7 +305,7 @@ def test_protections_nest():
         (lambda _: faults.NanDetector(action="correct"), "choose among raise, record"),
         (lambda _: faults.Checksum(scale=0), "more than 0"),
         (lambda _: faults.Ranger({"1": (1.0, 0.0)}), "swap them"),
-        (lambda model: faults.Ranger.profile(model[0], images()), r"layers=\[...\]"),
+        (lambda model: faults.Ranger.profile(model[0], images()), r"^Ranger finds .*=\[...\]"),
         (lambda model: faults.Ranger.profile(model, images() * math.nan), "gives NaN"),
     ],
 )
@@ -390,8 +390,42 @@ def test_a_campaign_under_protection_ends_as_compare_says(kind):
             assert (outcomes == outcome).sum() == getattr(row, outcome)
 
 
+class Masking(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x.sub_(0.5)
+        masked = torch.full_like(x[:, :1], -torch.inf)
+        return torch.cat([self.linear(x), masked], 1)
+
+
+def test_infinity_that_the_model_gives_itself_is_no_due_as_in_a_campaign():
+    model, x = Masking().eval(), torch.rand(6, 4)
+    before = x.clone()
+    campaign = faults.Campaign(model, x, faults.BitFlip(), faults=60, seed=0)
+    outcomes = campaign.run(progress=False)["outcome"]
+    table = compare(model, x, campaign.plan().faults, {}, repeats=1)
+    for outcome in ("masked", "SDC", "DUE"):
+        assert (outcomes == outcome).sum() == table[outcome].item()
+    assert (outcomes == "masked").any()
+    assert torch.equal(x, before)
+
+
+def test_data_that_the_model_overwrites_stay_as_they_are():
+    model, x = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 3)).eval(), torch.randn(6, 4)
+    before = x.clone()
+    ranger = faults.Ranger.profile(model, x)
+    rows = planned([{"layer": "1", "element": 0, "xor_mask": 1}])
+    compare(model, x, rows, {"ranger": ranger}, repeats=1)
+    assert torch.equal(x, before)
+
+
 def test_compare_needs_faults_and_labels():
     model, x = network(), images()
+    with pytest.raises(CampaignError, match="no column 'sample': give a plan's"):
+        compare(model, x, planned([{"layer": "0", "element": 0}]).drop(columns="sample"), {})
     with pytest.raises(CampaignError, match="plan some faults"):
         compare(model, x, planned([{"layer": "0", "element": 0}]).iloc[:0], {})
     with pytest.raises(CampaignError, match="labels"):
