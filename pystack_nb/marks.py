@@ -13,7 +13,7 @@ import os
 import threading
 import time
 
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, cast
 
 from pystack_nb.errors import OptionError
 from pystack_nb.event_file import BEGUN, LONGEST_TEXT, EventFile, cleaned
@@ -36,11 +36,20 @@ _numbers = itertools.count(1)
 _changing = threading.Lock()
 
 
+class _Open(NamedTuple):
+    """Where and when a mark was begun: the recordings, the thread and the time."""
+
+    files: tuple[EventFile, ...]
+    thread: int
+    ns: int
+
+
 class mark:  # noqa: N801 - used as a function
     """Mark a stretch of this thread's time in the recordings of this process.
 
     Used as a context manager, or as a decorator of a function, a coroutine function or a
     generator function, each call of which is marked then.  Without a recording it does nothing.
+    One object may be used again while it is open, and by several threads.
 
     Parameters
     ----------
@@ -66,20 +75,20 @@ class mark:  # noqa: N801 - used as a function
     ...     pass
     """
 
-    __slots__ = ("_args", "_begun_ns", "_files", "_name", "_number")
+    __slots__ = ("_args", "_name", "_open")
 
     def __init__(self, name: str, /, **args: Any) -> None:
         self._name = name
         self._args = args
-        self._files: tuple[EventFile, ...] = ()
+        self._open: dict[int, _Open] = {}
 
     def __enter__(self) -> Self:
         if _files:
-            self._files = _files
             self._args = cleaned(self._args)
-            self._number = next(_numbers)
-            self._begun_ns = time.perf_counter_ns()
-            self._write(BEGUN, self._args)
+            number = next(_numbers)
+            begun = _Open(_files, threading.get_ident(), time.perf_counter_ns())
+            self._open[number] = begun
+            self._write(number, begun, BEGUN, self._args)
         return self
 
     def __exit__(
@@ -88,11 +97,13 @@ class mark:  # noqa: N801 - used as a function
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._files:
-            duration_ns = time.perf_counter_ns() - self._begun_ns
-            args = self._args if kind is None else {**self._args, "raised": kind.__name__}
-            self._write(duration_ns, args)
-            self._files = ()
+        if self._open:
+            now_ns = time.perf_counter_ns()
+            number = self._innermost()
+            begun = self._open.pop(number, None)
+            if begun is not None:
+                args = self._args if kind is None else {**self._args, "raised": kind.__name__}
+                self._write(number, begun, now_ns - begun.ns, args)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Mark each call of a function.
@@ -129,12 +140,20 @@ class mark:  # noqa: N801 - used as a function
 
         return cast("Callable[P, R]", functools.wraps(function)(wrapper))
 
-    def _write(self, duration_ns: int, args: dict[str, Any]) -> None:
+    def _innermost(self) -> int:
+        """Find what this thread began last; if nothing, another one began what ends here."""
+        own, last = threading.get_ident(), 0
+        for number, begun in [*self._open.items()]:
+            if begun.thread == own:
+                last = number
+        return last or max([*self._open], default=0)
+
+    def _write(self, number: int, begun: _Open, duration_ns: int, args: dict[str, Any]) -> None:
         tid = threading.get_native_id()
         name = str(self._name)[:LONGEST_TEXT]
-        row = (MARK, name, self._begun_ns, duration_ns, tid, args, self._number)
+        row = (MARK, name, begun.ns, duration_ns, tid, args, number)
         active = _files
-        for file in self._files:
+        for file in begun.files:
             if file in active:  # not ended meanwhile, nor left behind by a fork
                 file.add(row)
 

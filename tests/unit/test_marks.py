@@ -149,6 +149,57 @@ def test_threads_mark_at_the_same_time_and_nothing_is_lost_or_mixed(kept):
     assert "events-lost" not in rec.info["lost_by_cause"]
 
 
+def test_a_mark_that_is_used_again_while_it_is_open_has_both_its_ends(kept):
+    again = mark("again", number=1)
+
+    def tell():
+        with contextlib.suppress(ValueError), again:
+            with again:
+                pass
+            raise ValueError
+
+    events = kept(tell).events
+    assert [x.get("raised") for x in events["args"]] == ["ValueError", None]
+    assert (events["ts_ns"].diff()[1:] > 0).all()
+    assert (events["dur_ns"].diff()[1:] < 0).all()
+    assert not any("complete" in x for x in events["args"])
+
+
+def test_a_mark_that_two_threads_share_ends_in_each(kept):
+    shared, both, first_ended = mark("shared"), threading.Barrier(2), threading.Event()
+
+    def first():
+        with shared:
+            both.wait(10)
+        first_ended.set()
+
+    def tell():
+        thread = threading.Thread(target=first)
+        thread.start()
+        with shared:
+            both.wait(10)
+            first_ended.wait(10)
+        thread.join()
+
+    events = kept(tell).events
+    assert len(set(events["tid"])) == 2
+    assert not any("complete" in x for x in events["args"])
+    ends = (events["ts_ns"] + events["dur_ns"]).set_axis(events["tid"])
+    assert ends[threading.get_native_id()] == ends.max()
+
+
+def test_a_mark_may_end_in_another_thread_than_it_began(kept):
+    moved = mark("moved")
+
+    def tell():
+        moved.__enter__()
+        thread = threading.Thread(target=moved.__exit__, args=(None, None, None))
+        thread.start()
+        thread.join()
+
+    assert "complete" not in kept(tell).events["args"].item()
+
+
 class Broken:
     def __repr__(self):
         raise RuntimeError
