@@ -6,7 +6,6 @@ Nothing but the standard library is imported here: a recorded cell may import Nu
 from __future__ import annotations
 
 import fcntl
-import functools
 import glob
 import importlib
 import os
@@ -50,7 +49,8 @@ class CallOptions:
     min_us : float
         Shorter calls have no slice, and are counted.
     c_calls : bool
-        Whether calls of C functions are recorded, too.
+        Whether calls of C functions are recorded, too: those that are wanted by their modules'
+        names (``builtins``, ``numpy``) and whose caller is recorded.
     max_events : int
         The recording of calls ends after so many events: a call has two.
     budget : float or None
@@ -184,7 +184,9 @@ class Probe:
             self._module.close()
 
 
-@functools.cache
+_known: dict[str, tuple[ModuleType, bool]] = {}
+
+
 def load() -> tuple[ModuleType, bool]:
     """Import the C extension, and try it on every kind of call.
 
@@ -192,7 +194,8 @@ def load() -> tuple[ModuleType, bool]:
     -------
     module
     init : bool
-        Whether ``__init__`` is to be watched by `sys.monitoring`, too.
+        Whether ``__init__`` is to be watched by `sys.monitoring`, too. As long as another tool
+        keeps that from being known, it is, and the next time it is tried again.
 
     Raises
     ------
@@ -201,8 +204,23 @@ def load() -> tuple[ModuleType, bool]:
     ProfilerStateError
         When something else in this process is in its place.
     """
+    if "probe" in _known:
+        return _known["probe"]
+    module = _import()
     try:
-        module = importlib.import_module("pystack_nb.probe._probe")
+        sees = sees_init(module)
+        init = not sees
+        check(module, init=init)
+    except (RuntimeError, ValueError) as error:
+        raise _in_the_way(error) from None
+    if sees is not None:
+        _known["probe"] = module, init
+    return module, init
+
+
+def _import() -> ModuleType:
+    try:
+        return importlib.import_module("pystack_nb.probe._probe")
     except ImportError as error:
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         if version not in _SUPPORTED or platform.machine() != "x86_64":
@@ -214,12 +232,6 @@ def load() -> tuple[ModuleType, bool]:
             f"the probe was not built for this interpreter ({error}): run `make setup`, or "
             "install pystack-nb with this Python's pip; or use --mode sample."
         ) from None
-    try:
-        init = not sees_init(module)
-        check(module, init=init)
-    except (RuntimeError, ValueError) as error:
-        raise _in_the_way(error) from None
-    return module, init
 
 
 def _in_the_way(error: Exception) -> ProfilerStateError:
