@@ -284,6 +284,8 @@ enum pst_call_counter {
 	PST_CALLS_FORKS = 6,        /* forked children, which are not recorded */
 	PST_CALLS_STOPPED = 7,      /* 1: exact recording ended, the budget being used up */
 	PST_CALLS_NO_ID = 8,        /* calls of code objects that got no id */
+	PST_CALLS_HOOK_TAKEN = 9,   /* times another tool took away what tells some of the calls */
+	PST_CALLS_INIT_UNSEEN = 10, /* functions whose calls as an __init__ may be missing */
 	PST_CALL_COUNTERS = 16,
 };
 

@@ -94,6 +94,8 @@ class CallCounter(IntEnum):
     FORKS = 6
     STOPPED = 7
     NO_ID = 8
+    HOOK_TAKEN = 9
+    INIT_UNSEEN = 10
 
 
 CALL_COUNTERS = 16

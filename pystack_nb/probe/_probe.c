@@ -89,7 +89,6 @@ static void abandon(void)
 
 	PyErr_Fetch(&type, &value, &traceback);
 	monitor_stop();
-	PyErr_Clear();
 	PyErr_Restore(type, value, traceback);
 }
 
@@ -165,8 +164,7 @@ static PyObject *stop(PyObject *module, PyObject *unused)
 	recorder_stop();
 	bool removed = evaluate_remove();
 
-	if (monitor_stop())
-		return NULL;
+	monitor_stop();
 	return PyBool_FromLong(removed);
 }
 
@@ -202,8 +200,7 @@ static PyObject *forget(PyObject *module, PyObject *unused)
 {
 	(void)module, (void)unused;
 	evaluate_remove();
-	if (monitor_stop())
-		return NULL;
+	monitor_stop();
 	Py_RETURN_NONE;
 }
 

@@ -186,6 +186,8 @@ CALL_COUNTERS = (
     "forks",
     "stopped",
     "no_id",
+    "hook_taken",
+    "init_unseen",
 )
 
 
