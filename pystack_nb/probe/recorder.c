@@ -253,6 +253,8 @@ COLD struct thread *recorder_attach(void)
 	find_stack(t);
 	free_stacks(t);
 	t->next_stack = 0;
+	t->hooked = 0;
+	t->unhooked = t->refused = false;
 	t->recording = NO_RECORDING;
 	t->batch = take_batch();
 	if (!t->batch) {

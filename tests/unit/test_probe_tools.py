@@ -132,6 +132,23 @@ def test_a_profile_hook_that_is_taken_away_is_told_and_comes_back(probed, take):
     assert probed.recording("again").info["incomplete_by_cause"]["hook-taken"] == 0
 
 
+def test_a_thread_that_lives_through_two_recordings_is_in_both_of_them(probed):
+    probed.run(
+        "go_on, done = threading.Semaphore(0), threading.Semaphore(0)\n"
+        "def work():\n    go_on.acquire(); steps(); done.release()\n"
+        "def steps(): abs(1)\n"
+        "def runs():\n    for _ in range(2): work()\n"
+        "thread = threading.Thread(target=runs)\nthread.start()\n"
+        "def program(): go_on.release(); done.acquire()\n"
+        "keep(record(program, c_calls=True))\n"
+        "keep(record(program, c_calls=True), 'again')\n"
+        "thread.join()\n"
+    )
+    for name in ("out", "again"):
+        assert probed.ncalls(name)["abs"] == 1
+        assert probed.recording(name).info["incomplete_by_cause"]["hook-taken"] == 0
+
+
 def test_a_hook_that_is_taken_away_in_calls_too_deep_shifts_none(probed):
     probed.run(
         "def takes(): sys.setprofile(None)\n"
