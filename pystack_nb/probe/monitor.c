@@ -25,7 +25,7 @@ static void enter_function(const PyThreadState *ts, PyObject *callable)
 	if (!caller || caller->recording != rec.recording || caller->mode == CODE_SKIPPED)
 		return;
 	limits_leave_c_call(t);
-	if (limits.depth && limits_around(t->top) >= limits.depth)
+	if (!rec.recording || (limits.depth && limits_around(t->top) >= limits.depth))
 		return;
 	struct code *c = codes_of_function(t, callable);
 
@@ -161,7 +161,7 @@ void monitor_stop(void)
 /* Ids that no kind of tool is given by PEP 669 come first, then a profiler's. */
 static const int ids[] = {4, 3, 2};
 
-#define TOOL_NAME                "pystack_nb"
+static const char tool_name[] = "pystack_nb";
 
 static int tool = -1;
 static PyObject *monitoring;
@@ -421,7 +421,7 @@ static bool is_wanted(int event)
 static int take_tool(void)
 {
 	for (size_t i = 0; i < sizeof(ids) / sizeof(ids[0]); i++) {
-		if (!call("use_tool_id", "(is)", ids[i], TOOL_NAME)) {
+		if (!call("use_tool_id", "(is)", ids[i], tool_name)) {
 			tool = ids[i];
 			return 0;
 		}
@@ -562,10 +562,10 @@ static bool is_own_tool(void)
 {
 	PyObject *name = ask("get_tool", "(i)", tool);
 	bool own =
-		name && PyUnicode_Check(name) && !PyUnicode_CompareWithASCIIString(name, TOOL_NAME);
+		name && PyUnicode_Check(name) && !PyUnicode_CompareWithASCIIString(name, tool_name);
 
 	if (name == Py_None)
-		own = !call("use_tool_id", "(is)", tool, TOOL_NAME);
+		own = !call("use_tool_id", "(is)", tool, tool_name);
 	Py_XDECREF(name);
 	PyErr_Clear();
 	return own;
