@@ -33,6 +33,8 @@ format: setup  ## rewrite the sources as `make check` wants them
 bench: setup  ## measure beside peers; takes an hour or two on a quiet machine
 	@$(PY) benchmarks/sampling.py
 	@$(PY) benchmarks/calls.py
+	@$(PY) benchmarks/faults.py
+	@$(PY) benchmarks/protection.py
 
 build: setup  ## a wheel, in dist/
 	@$(PY) -m build --wheel --no-isolation --outdir dist

@@ -284,9 +284,18 @@ enum pst_call_counter {
 	PST_CALLS_FORKS = 6,        /* forked children, which are not recorded */
 	PST_CALLS_STOPPED = 7,      /* 1: exact recording ended, the budget being used up */
 	PST_CALLS_NO_ID = 8,        /* calls of code objects that got no id */
-	PST_CALLS_HOOK_TAKEN = 9,   /* times another tool took away what tells some of the calls */
-	PST_CALLS_INIT_UNSEEN = 10, /* functions whose calls as an __init__ may be missing */
+	PST_CALLS_C_STOPPED = 9,    /* 1: C functions alone would have used the budget up */
+	PST_CALLS_REPLACED = 10,    /* enum pst_replaced */
+	PST_CALLS_HOOK_TAKEN = 11,  /* times another tool took away what tells some of the calls */
+	PST_CALLS_INIT_UNSEEN = 12, /* functions whose calls as an __init__ may be missing */
 	PST_CALL_COUNTERS = 16,
+};
+
+/* Another frame evaluator that came while recording may not call the probe. */
+enum pst_replaced {
+	PST_NOT_REPLACED = 0,
+	PST_REPLACED = 1,         /* it does not */
+	PST_PERHAPS_REPLACED = 2, /* it was seen, and was gone before it could be tried */
 };
 
 struct pst_shared {

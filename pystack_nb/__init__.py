@@ -12,6 +12,11 @@ and in a program::
     with pystack_nb.PyStackProfiler() as profiler:
         work()
     profiler.recording.functions()
+
+What a program says of itself is recorded with the rest::
+
+    with pystack_nb.mark("load data", rows=10):
+        load()
 """
 
 from __future__ import annotations

@@ -62,6 +62,7 @@ def _incomplete(calls: Calls) -> dict[str, int]:
         "deep-recursion": max(counters["deep"], found["gaps"]),
         "sub-interpreters": counters["interpreters"],
         "forked-children": counters["forks"],
+        "other-evaluator": min(counters["replaced"], 1),
         "hook-taken": counters["hook_taken"],
         "init-unseen": counters["init_unseen"],
     }
@@ -95,6 +96,12 @@ def _notes(calls: Calls, lost: int) -> Iterator[str]:
         "the bound on events was reached: later calls were not recorded": counters["max_events"],
         "exact recording would have cost more than its budget: later calls were not "
         "recorded": counters["stopped"],
+        "calls of C functions would have cost more than the budget: later ones were not "
+        "recorded": counters["c_stopped"],
+        "another frame evaluator came that does not call the probe: calls since then were not "
+        "recorded": counters["replaced"] == 1,
+        "another frame evaluator was there for a while: if it does not call the probe, calls of "
+        "that time are missing": counters["replaced"] > 1,
         f"{_many(counters['gave_up'], 'batch', 'batches')} of calls did not wait for the "
         "collector, which did not follow": counters["gave_up"],
         f"{_many(len(calls.demoted), 'function')} would have cost more than the budget: "

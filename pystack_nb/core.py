@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import importlib.metadata
 import os
@@ -195,9 +196,9 @@ class PyStackProfiler:
         self._client = self._spool = self._probe = None
         try:
             result = client.stop() if client else _end_inprocess(spool, probe)
-        except BaseException:
+        except BaseException as error:
             # It has gone, or this was interrupted: what it had written is there.
-            self._finish(spool, None)
+            self._finish(spool, None).info["error"] = str(error)
             raise
         finally:
             if probe:
@@ -446,7 +447,10 @@ def _end_inprocess(spool: Spool, probe: Probe | None) -> dict[str, Any]:
             probe.close()
         spool.append(_inprocess("end", end_ns=time.monotonic_ns(), **result))
     except (OSError, SpoolError) as error:
-        result |= {"reason": "spool-full", "message": f"{error} Make room, and try again."}
+        way = "Make room, and try again."
+        if error.errno == errno.EBADF:
+            way = "The recorded program has closed and removed the recording's file: keep both."
+        result |= {"reason": "spool-full", "message": f"{error} {way}"}
     return result
 
 

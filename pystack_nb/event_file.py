@@ -33,7 +33,7 @@ _INTERVAL_NS = 1_000_000
 _BURST = 100
 _MOST_WAITING = 65_536
 _MOST_EVENTS = 10_000_000
-_LONGEST_TEXT = 1000
+LONGEST_TEXT = 1000
 _MOST_VALUES = 200
 _INT64 = range(-(2**63), 2**63)
 
@@ -130,10 +130,12 @@ def _columns(rows: list[Row]) -> dict[str, Any]:
 
 def cleaned(args: dict[str, Any]) -> dict[str, Any]:
     """Return args that JSON has: the dict itself if it is such a one."""
-    for value in args.values():
+    for name, value in args.items():
+        if type(name) is not str:
+            break
         kind = type(value)
         if kind is str:
-            if len(value) > _LONGEST_TEXT:
+            if len(value) > LONGEST_TEXT:
                 break
         elif kind is int:
             if value not in _INT64:
@@ -146,7 +148,7 @@ def cleaned(args: dict[str, Any]) -> dict[str, Any]:
     else:
         return args
     left = [_MOST_VALUES]
-    return {str(x)[:_LONGEST_TEXT]: _clean(y, left) for x, y in args.items()}
+    return {str(x)[:LONGEST_TEXT]: _clean(y, left) for x, y in args.items()}
 
 
 def _clean(value: object, left: list[int]) -> Any:
@@ -157,7 +159,7 @@ def _clean(value: object, left: list[int]) -> Any:
     room = range(left[0] + 1)
     if isinstance(value, dict):
         pairs = zip(value, value.values(), room, strict=False)
-        return {str(x)[:_LONGEST_TEXT]: _clean(y, left) for x, y, _ in pairs}
+        return {str(x)[:LONGEST_TEXT]: _clean(y, left) for x, y, _ in pairs}
     if isinstance(value, list | tuple):
         return [_clean(x, left) for x, _ in zip(value, room, strict=False)]
     return _scalar(value)
@@ -171,7 +173,7 @@ def _scalar(value: object) -> bool | int | float | str | None:
             return int(value)
     elif isinstance(value, numbers.Real) and math.isfinite(value):
         return float(value)
-    return _text(value)[:_LONGEST_TEXT]
+    return _text(value)[:LONGEST_TEXT]
 
 
 def _text(value: object) -> str:

@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from pystack_nb.errors import OptionError
-from pystack_nb.event_file import BEGUN, EventFile, cleaned
+from pystack_nb.event_file import BEGUN, LONGEST_TEXT, EventFile, cleaned
 
 
 if TYPE_CHECKING:
@@ -131,7 +131,8 @@ class mark:  # noqa: N801 - used as a function
 
     def _write(self, duration_ns: int, args: dict[str, Any]) -> None:
         tid = threading.get_native_id()
-        row = (MARK, self._name, self._begun_ns, duration_ns, tid, args, self._number)
+        name = str(self._name)[:LONGEST_TEXT]
+        row = (MARK, name, self._begun_ns, duration_ns, tid, args, self._number)
         active = _files
         for file in self._files:
             if file in active:  # not ended meanwhile, nor left behind by a fork
@@ -156,7 +157,9 @@ def emit(
     """
     if not _files:
         return
-    row = (kind, name, ts_ns, dur_ns, threading.get_native_id(), cleaned(args or {}), 0)
+    # Whole numbers of NumPy are none of JSON's.
+    tid, ts_ns, dur_ns = threading.get_native_id(), int(ts_ns), int(dur_ns)
+    row = (kind, name[:LONGEST_TEXT], ts_ns, dur_ns, tid, cleaned(args or {}), 0)
     for file in _files:
         file.add(row)
 

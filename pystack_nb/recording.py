@@ -36,7 +36,8 @@ class Recording:
         line_number first_line``; depth 0 is the outermost.  ``line_number`` is the line
         that was executing, 0 if it is not known or the frame is not Python's.
     events : pandas.DataFrame, optional
-        One row per other event: ``ts_ns dur_ns pid tid kind name args``.
+        One row per other event: ``ts_ns dur_ns pid tid kind name args``.  ``kind`` is ``mark``
+        for what `pystack_nb.mark` told, and of models ``layer`` and ``fault``; ``args`` a dict.
     info : dict, optional
         Facts about the recording, such as ``lost`` and ``hz``; all of it fits in JSON.
         ``lost`` are samples that never arrived; ``incomplete`` are samples that arrived with

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pystack_nb.errors import SpoolError
+from pystack_nb.own_file import OwnFile
 
 
 SUFFIX = ".pst"
@@ -46,7 +48,12 @@ class Spool:
 
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
-        self.fd = fd
+        self._file = OwnFile(fd)
+
+    @property
+    def fd(self) -> int:
+        """For the collector to append to; -1 once it is closed."""
+        return self._file.fd
 
     @classmethod
     def create(cls, meta: dict[str, Any]) -> Spool:
@@ -64,23 +71,23 @@ class Spool:
         """
         folder = spool_folder()
         pid = os.getpid()
-        path = folder / f"{pid}-{_start_time(pid)}-{next(_numbers)}{SUFFIX}"
+        path = folder / f"{pid}-{start_time(pid)}-{next(_numbers)}{SUFFIX}"
         data = _file_header() + meta_block({"role": "client", **meta})
         try:
             fd = os.open(
                 path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600
             )
         except OSError as error:
-            raise _unusable(folder, error) from None
+            raise unusable(folder, error) from None
         spool = cls(path, fd)
         try:
             written = os.write(fd, data)
         except OSError as error:
             spool.remove()
-            raise _unusable(folder, error) from None
+            raise unusable(folder, error) from None
         if written < len(data):
             spool.remove()
-            raise _unusable(folder, "the disk is full")
+            raise unusable(folder, "the disk is full")
         return spool
 
     def append(self, meta: dict[str, Any]) -> None:
@@ -93,11 +100,12 @@ class Spool:
         """
         data = meta_block(meta)
         try:
+            self._file.reopen(self.path, os.O_RDWR | os.O_APPEND)
             written = os.write(self.fd, data)
         except OSError as error:
-            raise _unusable(self.path.parent, error) from None
+            raise unusable(self.path.parent, error) from None
         if written < len(data):
-            raise _unusable(self.path.parent, "the disk is full")
+            raise unusable(self.path.parent, "the disk is full")
 
     def read(self) -> bytes | bytearray:
         """Return everything written so far, with the process's own events."""
@@ -105,9 +113,7 @@ class Spool:
 
     def close(self) -> None:
         """Close the descriptor and keep the file; closing twice does nothing."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        self._file.close()
 
     def remove(self) -> None:
         """Close the descriptor and remove the file, and what stands beside it."""
@@ -214,9 +220,9 @@ def spool_folder() -> Path:
             )
             status = folder.lstat()
     except OSError as error:
-        raise _unusable(folder, error) from None
+        raise unusable(folder, error) from None
     if not _is_private(status, user):
-        raise _unusable(folder, "it is not this user's alone")
+        raise unusable(folder, "it is not this user's alone")
     return folder
 
 
@@ -248,11 +254,11 @@ def _is_private(status: os.stat_result, user: int) -> bool:
 
 def _is_in_use(path: Path) -> bool:
     pid, _, rest = path.stem.partition("-")
-    start_time = rest.partition("-")[0]
-    return pid.isdecimal() and _start_time(int(pid)) == start_time
+    began = rest.partition("-")[0]
+    return pid.isdecimal() and start_time(int(pid)) == began
 
 
-def _start_time(pid: int) -> str | None:
+def start_time(pid: int) -> str | None:
     """Return what tells a process from a later one of the same pid; None when it has ended."""
     try:
         line = Path(f"/proc/{pid}/stat").read_text(errors="replace")
@@ -277,8 +283,9 @@ def _padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % _ALIGNMENT)
 
 
-def _unusable(folder: Path, reason: object) -> SpoolError:
-    return SpoolError(
-        f"the recording can't be written to {folder} ({reason}): make room there, or set "
-        "XDG_RUNTIME_DIR or TMPDIR to a folder of your own."
-    )
+def unusable(place: object, reason: object) -> SpoolError:
+    """Make the error of a recording that finds no room, with the way on."""
+    way = "make room there, or set XDG_RUNTIME_DIR or TMPDIR to a folder of your own."
+    if isinstance(reason, OSError) and reason.errno == errno.EFBIG:
+        way = "raise the limit on the size of files, `ulimit -f`."
+    return SpoolError(f"the recording can't be written to {place} ({reason}): {way}")

@@ -94,8 +94,10 @@ class CallCounter(IntEnum):
     FORKS = 6
     STOPPED = 7
     NO_ID = 8
-    HOOK_TAKEN = 9
-    INIT_UNSEEN = 10
+    C_STOPPED = 9
+    REPLACED = 10
+    HOOK_TAKEN = 11
+    INIT_UNSEEN = 12
 
 
 CALL_COUNTERS = 16

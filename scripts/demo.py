@@ -45,6 +45,7 @@ EXPECTED = {
         "*.png": "a picture of the timeline",
     },
     "02_every_call": {"*.ipynb": "the executed notebook", "*.pftrace": TRACE},
+    "04_faults": {"*.ipynb": "the executed notebook", "*.pftrace": TRACE},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import socket
 import threading
@@ -20,6 +21,7 @@ from pystack_nb.errors import (
     ProfilerStateError,
     from_collector,
 )
+from pystack_nb.own_file import OwnFile
 from pystack_nb.rate import DEFAULT_HZ
 
 
@@ -63,6 +65,7 @@ class CollectorClient:
         self.recording = self.taken = False
         self.versions: dict[str, str] = {}
         self._connection = connection
+        self._file = OwnFile(connection.fileno())
         self._collector = collector
         self._decoder = Decoder()
         self._lock = threading.Lock()
@@ -176,7 +179,7 @@ class CollectorClient:
         self.recording = False
         if self._connection.fileno() < 0:
             return
-        self._connection.close()
+        self._disconnect()
         if self._collector and self._pid == os.getpid():
             self._collector.end()
 
@@ -184,15 +187,21 @@ class CollectorClient:
         """Drop a parent process's connection, in its forked child."""
         if self._collector and self._connection.fileno() >= 0:
             self._collector.forget()
-        self._connection.close()
+        self._disconnect()
         self.recording = False
 
     @property
     def usable(self) -> bool:
         """Whether the other end is there, and nothing unexpected has come from it."""
-        if self._connection.fileno() < 0 or self._pid != os.getpid():
+        if not self._file.is_open or self._pid != os.getpid():
             return False
         return not is_ready(self._connection, 0)
+
+    def _disconnect(self) -> None:
+        if not self._file.is_open:  # whoever has closed it may have another file by its number
+            self._connection.detach()
+        self._file.fd = -1
+        self._connection.close()
 
     def _call(
         self, kind: MessageType, body: dict[str, Any], descriptors: Sequence[int] = ()
@@ -203,7 +212,7 @@ class CollectorClient:
             )
         with self._lock:
             try:
-                socket.send_fds(self._connection, [encode(kind, body)], descriptors)
+                self._send(encode(kind, body), descriptors)
                 answer, reply = self._receive()
             except (OSError, CollectorProblem) as error:
                 printed = self._fail()
@@ -219,6 +228,11 @@ class CollectorClient:
         if answer is MessageType.ERROR:
             raise from_collector(reply["error"], reply["message"])
         return reply
+
+    def _send(self, message: bytes, descriptors: Sequence[int]) -> None:
+        if not self._file.is_open:
+            raise OSError(errno.EBADF, "this process has closed the connection")
+        socket.send_fds(self._connection, [message], descriptors)
 
     def _receive(self) -> tuple[MessageType, dict[str, Any]]:
         while (message := self._decoder.next()) is None:

@@ -17,6 +17,8 @@ from pathlib import Path
 from pystack_nb.collector import locate
 from pystack_nb.collector.peer import credentials
 from pystack_nb.errors import CollectorError, CollectorUnavailableError
+from pystack_nb.own_file import OwnFile
+from pystack_nb.spool import start_time
 
 
 # The distribution's: BCC's Python package belongs to it.
@@ -46,8 +48,9 @@ class Collector:
 
     def __init__(self, prefix: tuple[str, ...]) -> None:
         # A file without a name: nothing is left behind, however this process ends.
-        self._log = os.memfd_create("pystack_nb-collector", os.MFD_CLOEXEC)
-        self._pidfd = -1
+        self._log = OwnFile(os.memfd_create("pystack_nb-collector", os.MFD_CLOEXEC))
+        self._process = OwnFile(-1)
+        self._began: str | None = None  # what tells it from a later process of its number
         # The name in the abstract namespace goes away with the socket. Whoever else connects
         # to it is told by the kernel from the one that was started.
         name = f"pystack_nb-{secrets.token_hex(16)}"
@@ -56,7 +59,8 @@ class Collector:
             listener.listen(8)
             try:
                 self.pid = self._spawn([*prefix, *_command(name)])
-                self._pidfd = _opened(self.pid)
+                self._process = OwnFile(_opened(self.pid))
+                self._began = start_time(self.pid)
                 self.connection = self._accept(listener)
             except BaseException:
                 listener.close()  # without it, the collector ends by itself
@@ -65,29 +69,30 @@ class Collector:
 
     def errors(self) -> str:
         """Return what it has printed, which is nothing unless it failed."""
-        size = os.fstat(self._log).st_size
-        return os.pread(self._log, min(size, 65536), 0).decode(errors="replace").strip()
+        if not self._log.is_open:
+            return ""
+        size = os.fstat(self._log.fd).st_size
+        return os.pread(self._log.fd, min(size, 65536), 0).decode(errors="replace").strip()
 
     def end(self) -> None:
         """Wait for the end of a process whose connection is closed, and forget it."""
-        if not self._ended(_END_SECONDS):
+        if not self._ended(_END_SECONDS) and self._process.is_open:
             with contextlib.suppress(PermissionError, ProcessLookupError):  # sudo's is root's
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(self._process.fd, signal.SIGKILL)
                 self._ended(_END_SECONDS)
         self.forget()
 
     def forget(self) -> None:
         """Drop what this process has of it, and leave it to itself."""
-        os.close(self._log)
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
+        self._log.close()
+        self._process.close()
 
     def _spawn(self, command: list[str]) -> int:
         shell = subprocess.run(
             ["/bin/sh", "-c", _START, "sh", *_WITHOUT_THE_SHELLS, *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=self._log,
+            stderr=self._log.fd,
             env=_ENVIRONMENT,
             cwd="/",
             start_new_session=True,  # an interrupt of the cell is not meant for it
@@ -98,7 +103,15 @@ class Collector:
         return int(shell.stdout)
 
     def _ended(self, seconds: float = 0) -> bool:
-        return self._pidfd < 0 or is_ready(self._pidfd, seconds)
+        if self._process.is_open:
+            return is_ready(self._process.fd, seconds)
+        # None yet, or closed by the recorded program.
+        deadline = time.monotonic() + seconds
+        while self._began and start_time(self.pid) == self._began:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL_SECONDS)
+        return True
 
     def _accept(self, listener: socket.socket) -> socket.socket:
         deadline = time.monotonic() + _START_SECONDS

@@ -57,7 +57,14 @@ if TYPE_CHECKING:
         Row,
         Several,
     )
-    from pystack_nb.faults.protection import Checksum, Duplicate, NanDetector, Ranger, protect
+    from pystack_nb.faults.protection import (
+        Checksum,
+        Duplicate,
+        NanDetector,
+        Ranger,
+        compare,
+        protect,
+    )
     from pystack_nb.faults.pytorchfi import FaultInjection
     from pystack_nb.faults.sites import sites
     from pystack_nb.faults.statistics import sample_size, wilson
@@ -92,6 +99,7 @@ __all__ = [
     "TopK",
     "Zero",
     "annotate",
+    "compare",
     "exposure",
     "flip_bit",
     "inject",
@@ -117,7 +125,7 @@ _NAMES_OF = {
         *["BitErrorRate", "Channel", "Element", "ElementErrorRate"],
         *["Everywhere", "Row", "Several"],
     ],
-    "protection": ["Checksum", "Duplicate", "NanDetector", "Ranger", "protect"],
+    "protection": ["Checksum", "Duplicate", "NanDetector", "Ranger", "compare", "protect"],
     "pytorchfi": ["FaultInjection"],
     "sites": ["sites"],
     "statistics": ["sample_size", "wilson"],

@@ -23,32 +23,33 @@ if TYPE_CHECKING:
 
     Masks = NDArray[np.uint64]
 
-# Bits of the mantissa, of the exponent; the sign is above them. IEEE 754-2019 for the first,
-# second and last, https://arxiv.org/abs/2209.05433 for those of eight bits.
-_FLOATS = {
-    torch.float16: (10, 5),
-    torch.float32: (23, 8),
-    torch.float64: (52, 11),
-    torch.bfloat16: (7, 8),
-    torch.float8_e4m3fn: (3, 4),
-    torch.float8_e5m2: (2, 5),
-}
-_SIGNED = {
-    torch.int8: 8,
-    torch.int16: 16,
-    torch.int32: 32,
-    torch.int64: 64,
-    torch.qint8: 8,
-    torch.qint32: 32,
-}
-_UNSIGNED = {
-    torch.bool: 1,
-    torch.uint8: 8,
-    torch.uint16: 16,
-    torch.uint32: 32,
-    torch.uint64: 64,
-    torch.quint8: 8,
-}
+
+def _present(**known: Any) -> dict[torch.dtype, Any]:
+    # Unsigned types came with torch 2.3, and quantised ones are going to leave it.
+    return {getattr(torch, name): fact for name, fact in known.items() if hasattr(torch, name)}
+
+
+# Bits of the mantissa, of the exponent; the sign is above them. Sources: IEEE
+# 754-2019; for bfloat16 the upper half of a float32; https://arxiv.org/abs/2209.05433 for
+# those of eight bits.
+_FLOATS: dict[torch.dtype, tuple[int, int]] = _present(
+    float16=(10, 5),
+    float32=(23, 8),
+    bfloat16=(7, 8),
+    float8_e4m3fn=(3, 4),
+    float8_e5m2=(2, 5),
+    float64=(52, 11),
+)
+_SIGNED: dict[torch.dtype, int] = _present(int8=8, int16=16, int32=32, int64=64, qint8=8, qint32=32)
+_UNSIGNED: dict[torch.dtype, int] = _present(
+    bool=1, uint8=8, uint16=16, uint32=32, uint64=64, quint8=8
+)
+# The codes of quantised types: lowest, highest, and the integer type that holds them.
+QUANTISED: dict[torch.dtype, tuple[int, int, torch.dtype]] = _present(
+    qint8=(-128, 127, torch.int8),
+    quint8=(0, 255, torch.uint8),
+    qint32=(-(2**31), 2**31 - 1, torch.int32),
+)
 _STORED = {1: torch.uint8, 8: torch.uint8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
 _NUMPY: dict[torch.dtype, type[np.integer[Any]]] = {
     torch.uint8: np.uint8,
@@ -284,7 +285,7 @@ def value_of(bits: int, dtype: torch.dtype) -> float | int | bool:
 
 def values_of(bits: Masks, dtype: torch.dtype) -> list[Any]:
     """Give the numbers that stored bits stand for, as Python numbers."""
-    if dtype in {torch.qint8, torch.quint8, torch.qint32}:
+    if dtype in QUANTISED:
         raise FaultError(
             f"bits of {dtype} have no value without a scale: ask for those of its integers"
         )
@@ -345,6 +346,8 @@ def _holds(value: float, dtype: torch.dtype) -> bool:
 
 def rounds(positions: NDArray[np.int64]) -> list[slice | NDArray[np.int64]]:
     """Split rows so that no position occurs twice in a part; earlier rows come first."""
+    if (positions[1:] > positions[:-1]).all():
+        return [slice(None)]
     order = np.argsort(positions, kind="stable")
     ordered = positions[order]
     first = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)])

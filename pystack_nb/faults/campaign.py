@@ -8,6 +8,7 @@ import operator
 import time
 
 from importlib import import_module
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 _QUANTISED = {torch.qint8, torch.quint8, torch.qint32}
 _KINDS = {"neurons": "neuron", "weights": "weight"}
+_NUMBERS = ("before", "after", "score")
+_NUMBERS = ("before", "after", "score")
 _BATCH_SECONDS = 2.0  # what a killed campaign loses at most, about
 _BATCH = (64, 8192)  # faults of a batch, at least and at most
 _TRIAL_SECONDS = 0.25
@@ -105,6 +108,7 @@ class Campaign(Analysis):
         self.seed = _whole(seed, "seed", 0)
         self.model = model
         self.inputs, self.labels = tensors(data)
+        self.inputs = [x.to(_device(model, x.device)) for x in self.inputs]
         self.error_model = BitFlip() if error_model is None else error_model
         self.metric = as_metric(Top1() if metric is None else metric)
         count = None if faults is None else _whole(faults, "faults", 1)
@@ -171,6 +175,7 @@ class Campaign(Analysis):
         done = self._done()
         if self._plan is None or done.empty:
             raise CampaignError("there are no results yet; call run() first")
+        done = done.astype({"outcome": str, **dict.fromkeys(_NUMBERS, np.float64)})
         return self._plan.faults.merge(done, on="fault", validate="one_to_one")
 
     @property
@@ -308,6 +313,8 @@ class Campaign(Analysis):
     def _estimate(self, faults: pd.DataFrame) -> float:
         """Time some of the faults, more and more until they took long enough to tell."""
         engine, count = self._own(), 4
+        # The first evaluation also traces the model and finds the quickest batch.
+        engine.evaluate(faults.head(1))
         while True:
             some = faults.iloc[np.linspace(0, len(faults) - 1, min(count, len(faults)), dtype=int)]
             start = time.perf_counter()
@@ -322,6 +329,10 @@ def make_engine(*, inputs: list[torch.Tensor], labels: torch.Tensor | None, **op
     """Make the engine of a campaign, here or in a worker."""
     engine = import_module(f"{__package__}.engine")
     return engine.Engine(data=engine.EngineData(inputs, labels), **options)
+
+
+def _device(model: torch.nn.Module, otherwise: torch.device) -> torch.device:
+    return next((x.device for x in chain(model.parameters(), model.buffers())), otherwise)
 
 
 def _batches(faults: pd.DataFrame, seconds: float) -> Iterator[pd.DataFrame]:

@@ -10,6 +10,7 @@ import pickle
 import tempfile
 import threading
 import uuid
+import warnings
 
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from contextlib import contextmanager
@@ -170,7 +171,9 @@ def _reachable(executor: Any, payload: bytes) -> Iterator[tuple[Executor, Any]]:
             yield executor, str(path)
     elif hasattr(executor, "get_executor"):
         # A task, not scattered data: the scheduler makes it again when its workers die.
-        held = executor.submit(_hold, payload, pure=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a model is large
+            held = executor.submit(_hold, payload, pure=False)
         yield executor.get_executor(pure=False), held
     else:
         raise CampaignError(

@@ -47,7 +47,9 @@ class Fault:
     when : int or sequence of int, optional
         Transient: strike only these forwards of the model, counted from 0 in the context.
         Without it the fault is permanent: it strikes the same elements in the same way in
-        every forward. Forwards whose batch has no such sample are left out.
+        every forward. Forwards whose batch has no such sample are left out. A weight is
+        struck once, at the start; stuck bits are forced again before each forward, should
+        the program have written to it meanwhile.
     sample : int, optional
         Strike this sample of the batch only.
     batch_dim : int

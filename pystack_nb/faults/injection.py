@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from pystack_nb import marks
 from pystack_nb.errors import FaultError
 from pystack_nb.faults import bits, structures
 from pystack_nb.faults.fault import Fault, Strike
@@ -35,13 +36,14 @@ def inject(
     """Let faults strike a model, in as many forwards as run within the context.
 
     Weights are changed in place and restored bit by bit; outputs and inputs are changed in
-    copies, by hooks that are removed. Contexts nest. Gradients pass through a struck output
+    copies, by hooks that are removed. Contexts nest. A recording of this process has an event
+    of kind ``fault`` for each injection. Gradients pass through a struck output
     as if nothing had happened to it.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Any model, on any device, in training or evaluation mode.
+        Any model that is not compiled, on any device, in training or evaluation mode.
     *faults : Fault
         Of neurons and weights together; where they meet they strike in this order.
     seed : int, optional
@@ -100,6 +102,7 @@ class _Injection:
         self._running: list[tuple[torch.nn.Module, int]] = []
         self._neurons: dict[torch.nn.Module, list[tuple[Layer, Strike]]] = {model: []}
         self._transient: list[tuple[Layer, Strike]] = []
+        self._lasting: list[tuple[Layer, Strike]] = []
         # What a forward struck is put back when it ends.
         self._forwards = ExitStack()
         permanent: list[tuple[Layer, Strike]] = []
@@ -131,6 +134,8 @@ class _Injection:
         self._calls[module] = number + 1
         self._running.append((module, number))
         if len(self._running) == 1:
+            for layer, strike in self._lasting:
+                _keep(layer, strike)
             for layer, strike in self._transient:
                 if strike.due(self._forward):
                     self._strike_weight(layer, strike, self._forwards)
@@ -195,6 +200,8 @@ class _Injection:
         undo.callback(_restore, slot, tensor, tensor.dtype, placed[0], stored)
         self._apply(layer, strike, tensor, placed, (self._forward, 0, strike.fault.role))
         slot.close(tensor)
+        if strike.fault.when is None and placed[1].lasting:
+            self._lasting.append((layer, strike))
 
     def _apply(
         self,
@@ -212,8 +219,21 @@ class _Injection:
             strike.fault.error.apply(tensor, positions, drawn)
         after = Contents.of(tensor, positions)
         site = (strike.number, forward, layer.name, call, role, tuple(tensor.shape), tensor.dtype)
-        self.log.injections.append(Injection(*site, positions, drawn.bit, before, after, started))
+        injection = Injection(*site, positions, drawn.bit, before, after, started)
+        self.log.injections.append(injection)
+        if marks.recording():
+            took = time.monotonic_ns() - started
+            marks.emit("fault", f"{layer.name}:{role}", started, took, injection.event())
         strike.struck.add(forward)
+
+
+def _keep(layer: Layer, strike: Strike) -> None:
+    # A broken cell stays broken, whatever an optimizer has written to it since.
+    slot = layer.slot(strike.fault.role)
+    tensor = slot.open()
+    placed = strike.place(tensor)
+    if placed is not None and isinstance(slot, OwnSlot):
+        strike.fault.error.apply(tensor, *placed)
 
 
 def _restore(

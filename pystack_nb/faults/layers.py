@@ -12,6 +12,8 @@ import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
+
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
@@ -20,8 +22,6 @@ from pystack_nb.errors import FaultError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    import torch
 
 ROOT = "(model)"
 
@@ -112,10 +112,20 @@ def layers(model: torch.nn.Module) -> dict[str, Layer]:
     -------
     dict of str to Layer
         A module that stands at several paths is there once, by the first.
+
+    Raises
+    ------
+    FaultError
+        If a part is compiled, so that hooks would not see it run.
     """
     found: dict[str, Layer] = {}
     inner: set[int] = set()
     for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
+            raise FaultError(
+                f"{path or 'the model'} is compiled and runs without its modules' hooks: give the"
+                " Python model that it was made of (model._orig_mod after torch.compile)"
+            )
         if id(module) in inner:
             continue
         parent, prefix = _owner(path)

@@ -53,6 +53,21 @@ class Injection(NamedTuple):
     after: Contents
     time_ns: int
 
+    def event(self) -> dict[str, Any]:
+        """Give what a recording says of it: all of it, and of its elements the first."""
+        said = {name: getattr(self, name) for name in ("fault", "forward", "layer", "call", "role")}
+        first = slice(1)
+        axes = np.unravel_index(self.positions[first], self.shape) if self.shape else ()
+        values = (
+            Contents(part.stored[first], part.scaled and part.scaled[first])
+            for part in (self.before, self.after)
+        )
+        before, after = (value.numbers(self.dtype) for value in values)
+        if len(self.positions):
+            said["index"] = [int(axis[0]) for axis in axes]
+            said |= {"bit": int(self.bit[0]), "before": before[0], "after": after[0]}
+        return said | {"elements": len(self.positions)}
+
     def table(self) -> dict[str, Any]:
         """Give a column for each name of the log, a row per element."""
         axes = np.unravel_index(self.positions, self.shape) if self.shape else ()

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from pystack_nb.faults.bits import Masks
 
 _ALL = ~np.uint64(0)
-_QUANTISED = {torch.qint8, torch.quint8, torch.qint32}
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +65,12 @@ class Drawn:
 
     def __len__(self) -> int:
         return len(self.bit)
+
+    @property
+    def lasting(self) -> bool:
+        """Whether bits are stuck, and nothing else: to force them again changes nothing."""
+        else_too = self.xor_mask.any() or not np.isnan(self.value).all()
+        return not (else_too or self.parts or self.rng or self.noise is not None)
 
     @classmethod
     def of(cls, count: int, **changed: Any) -> Drawn:
@@ -299,7 +304,7 @@ class RandomValue(ErrorModel):
 
     def draw(self, rng: np.random.Generator, dtype: torch.dtype, count: int) -> Drawn:
         """Draw ``count`` values; see `ErrorModel.draw`."""
-        if dtype.is_floating_point or dtype in _QUANTISED:
+        if dtype.is_floating_point or dtype in bits.QUANTISED:
             return _written(rng.uniform(self.low, self.high, count), dtype)
         low, high = math.ceil(self.low), math.floor(self.high)
         if low > high:
@@ -442,7 +447,7 @@ class Sequence(ErrorModel):
 
     def reduces(self, dtype: torch.dtype) -> bool:
         """Tell whether all its models reduce to masks, so that it does."""
-        if dtype in _QUANTISED:
+        if dtype in bits.QUANTISED:
             return all(isinstance(model, BitModel) for model in self.models)
         return all(model.reduces(dtype) for model in self.models)
 
@@ -456,7 +461,7 @@ def lowest(masks: Masks) -> NDArray[np.int64]:
 
 def _written(numbers: NDArray[Any], dtype: torch.dtype) -> Drawn:
     value = numbers.astype(np.float64)
-    if dtype in _QUANTISED:
+    if dtype in bits.QUANTISED:
         if np.isnan(value).any():
             raise FaultError(f"NaN is no value of {dtype}: choose a number")
         return Drawn.of(len(value), value=value)

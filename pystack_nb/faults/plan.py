@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,8 @@ from pystack_nb.faults.statistics import allocate, neyman, quantile, sample_size
 
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from pystack_nb.faults.strata import Stratum
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 PER = ("network", "layer", "layer,bit")
 ALLOCATIONS = ("proportional", "equal", "neyman")
 PILOT = 100  # faults of each stratum before Neyman's allocation, where it has as many
+_NAMES = ("layer", "role", "kind")
 _SHOWN = 40
 
 
@@ -90,7 +93,7 @@ class Design:
             total = sample_size(float(most.sum()), self.error, self.confidence)
         else:
             total = int(each.sum())
-        least = np.minimum(1, most)
+        least = np.minimum(1 if total >= len(of) else 0, most)
         if self.allocation == "equal":
             return allocate(total, np.ones(len(of)), least=least, most=most)
         if self.allocation == "neyman" and events is not None:
@@ -111,7 +114,7 @@ class Plan:
         counts samples, and is infinite where faults are drawn with replacement; `margin` is
         half the width of an interval for a rate of 50 % at the campaign's confidence.
     faults : pandas.DataFrame
-        A row per fault: ``fault stratum layer call role kind element sample and_mask or_mask
+        A row per fault: ``fault stratum layer role kind call element sample and_mask or_mask
         xor_mask value bit``.  `element` is the flat index without the batch dimension; the
         stored bits become ``((bits & and_mask) | or_mask) ^ xor_mask``.
     seed : int
@@ -193,11 +196,23 @@ def make(of: list[Stratum], design: Design, seed: int, events: Ints | None = Non
     pilot_only = design.allocation == "neyman" and events is None
     sizes = first if pilot_only else design.sizes(of, events)
     drawn = [x.draw(seed, int(n)) for x, n in zip(of, sizes, strict=True)]
-    parts = [x[:n] for x, n in zip(drawn, first, strict=True)]
-    parts += [x[n:] for x, n in zip(drawn, first, strict=True)]
-    faults = pd.concat([x for x in parts if len(x)], ignore_index=True)
-    faults.insert(0, "fault", np.arange(len(faults)))
+    faults = pd.DataFrame(
+        {x: np.concatenate([*_pilot_first([y[x] for y in drawn], first)]) for x in drawn[0]}
+    )
+    which = np.concatenate([*_pilot_first([np.repeat(i, n) for i, n in enumerate(sizes)], first)])
+    named = {
+        "fault": np.arange(len(faults)),
+        "stratum": np.array([x.number for x in of])[which],
+        **{x: np.array([getattr(y, x) for y in of], object)[which] for x in _NAMES},
+    }
+    for place, (name, column) in enumerate(named.items()):
+        faults.insert(place, name, column)
     return Plan(describe(of, sizes, design.confidence), faults, seed, design.confidence)
+
+
+def _pilot_first(parts: list[NDArray[Any]], first: Ints) -> Iterator[NDArray[Any]]:
+    yield from (x[:n] for x, n in zip(parts, first, strict=True))
+    yield from (x[n:] for x, n in zip(parts, first, strict=True))
 
 
 def describe(of: list[Stratum], sizes: Ints, confidence: float) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from pystack_nb.errors import CampaignError, ExportPathError
 from pystack_nb.faults.reweighting import Reweighted, reweight
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     import os
 
     from collections.abc import Callable, Iterable
-
-    import pandas as pd
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -87,10 +86,16 @@ class Analysis(ABC):
             raise CampaignError(
                 f"results have no column {unknown[0]!r}; pass some of {list(results)}"
             )
-        counts = _counts(results, [*keys, "stratum"])
+        outcomes = pd.Categorical(results["outcome"], OUTCOMES).codes
+        flags = {x: (outcomes == i).astype(np.int64) for i, x in enumerate(OUTCOMES)}
+        cell = [*dict.fromkeys([*keys, "stratum"])]
+        counts = results[cell].assign(faults=1, **flags).groupby(cell).sum().reset_index()
         sizes = self.strata.set_index("stratum")["weight"]
         of_stratum = counts.groupby("stratum")["faults"].transform("sum")
         counts["weight"] = counts["stratum"].map(sizes) * counts["faults"] / of_stratum
+        # Layers in the order of the strata, which is that of the network.
+        first = counts.groupby(keys)["stratum"].transform("min") if "layer" in keys else 0
+        counts = counts.assign(first=first).sort_values(["first", *keys], kind="stable")
         groups = counts.groupby(keys, sort=False)
         table = groups[["faults", *OUTCOMES]].sum().reset_index()
         alone = groups["stratum"].size().to_numpy() == 1
@@ -127,8 +132,7 @@ class Analysis(ABC):
         if event not in OUTCOMES:
             raise CampaignError(f"there is no outcome {event!r}; pass one of {OUTCOMES}")
         strata = self.strata
-        counts = _counts(self.results, ["stratum"]).set_index("stratum")
-        counts = counts.reindex(strata["stratum"], fill_value=0)
+        counts = self._counts()
         return stratified(
             counts[event],
             counts["faults"],
@@ -165,13 +169,22 @@ class Analysis(ABC):
             Per layer and in total; no fault is injected for it.
         """
         return reweight(
-            _counts(self.results, ["stratum"]),
+            self._counts(),
             self.strata,
             exposure,
             event=event,
             upset_rate=upset_rate,
             confidence=self.confidence if confidence is None else confidence,
         )
+
+    def _counts(self) -> pd.DataFrame:
+        results, rows = self.results, len(self.strata)
+        outcomes = pd.Categorical(results["outcome"], OUTCOMES).codes
+        cells = results["stratum"].to_numpy(np.int64) * len(OUTCOMES) + outcomes
+        table = np.bincount(cells, minlength=rows * len(OUTCOMES)).reshape(rows, len(OUTCOMES))
+        counts = pd.DataFrame(table, columns=list(OUTCOMES))
+        counts.insert(0, "faults", table.sum(1))
+        return counts.assign(stratum=self.strata["stratum"].to_numpy())
 
     def plot_layers(self, *, ax: Axes | None = None) -> Figure:
         """Draw the rates of each layer and role, with their intervals; see `plots`."""
@@ -205,12 +218,6 @@ class Analysis(ABC):
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
         """Write `results` as one Parquet file."""
         _written(path, lambda x: self.results.to_parquet(x, index=False))
-
-
-def _counts(results: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    flags = {x: (results["outcome"] == x).astype(np.int64) for x in OUTCOMES}
-    flagged = results[keys].assign(faults=1, **flags)
-    return flagged.groupby(keys, sort=True).sum().reset_index()
 
 
 def _written(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:

@@ -89,8 +89,10 @@ def reweight(
     exposure : pandas.DataFrame
         ``layer``, ``bit_seconds`` and, where there is one, ``role``; without it a layer's
         exposure is shared among its roles in proportion to their bits.
-        ``bit_seconds_sd``, where there is one, is each row's standard deviation, taken for
-        independent.
+        ``bit_seconds_sd``, where there is one, is each row's standard deviation over
+        ``attrs["forwards"]`` forwards (one, where that is missing), of which `bit_seconds` is
+        the mean; rows and forwards are taken for independent, so that noise that all layers
+        share counts although it leaves the shares alone, and drift does not count.
     event : {"SDC", "DUE"}, optional
         Which outcome.
     upset_rate : float, optional
@@ -169,7 +171,9 @@ def _exposed(exposure: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
         raise CampaignError(
             f"this table of exposure has no column {min(missing)!r}; pass faults.exposure(...)"
         )
-    found = exposure.assign(variance=exposure.get("bit_seconds_sd", 0.0) ** 2)
+    # The rows are means over forwards, and what varies is the mean.
+    forwards = max(1, int(exposure.attrs.get("forwards", 1)))
+    found = exposure.assign(variance=exposure.get("bit_seconds_sd", 0.0) ** 2 / forwards)
     found["variance"] = found["variance"].fillna(0.0)
     if not (found["bit_seconds"] >= 0).all() or np.isinf(found["bit_seconds"]).any():
         raise CampaignError("an exposure is negative or no number; pass bit-seconds, 0 or more")

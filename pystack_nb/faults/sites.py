@@ -32,7 +32,7 @@ def sites(model: torch.nn.Module, *inputs: Any, **kw: Any) -> pd.DataFrame:
     Parameters
     ----------
     model : torch.nn.Module
-        Any model.
+        Any model that is not compiled.
     *inputs, **kw
         What ``model(...)`` takes: an example.  The first dimension of the first tensor counts
         the samples.

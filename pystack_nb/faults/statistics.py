@@ -175,14 +175,14 @@ def stratified(
 ) -> Estimate:
     """Rate of a population from samples of its strata, ``sum(W_h k_h / n_h)``, with its interval.
 
-    Where the sample is near proportional (each ``n_h / W_h`` is at least half of the whole
-    sample) the interval is Wilson's with ``min(n_h / W_h)`` trials: the variance ``sum(W_h^2 p_h
-    (1 - p_h) / n_h)`` is never above ``max(W_h / n_h) p (1 - p)``.  Otherwise it is made of the
-    Wilson limits of the strata, ``p - sqrt(sum(W_h^2 (p_h - l_h)^2))`` and likewise above (MOVER),
-    those below with the continuity correction of Newcombe, Statistics in Medicine 17 (1998),
-    without which one chance event in a heavy stratum moves the lower limit too far.  A stratum
-    without an event thus still widens the interval, unlike in the normal approximation, which
-    takes such a stratum for certain.
+    Strata that were sampled about as densely (``n_h / W_h`` within a factor of two) are pooled:
+    the variance of their part, ``sum(W_h^2 p_h (1 - p_h) / n_h)``, is never above ``max(W_h /
+    n_h) p (1 - p)`` per unit of weight, so that Wilson's interval with ``min(n_h / W_h)`` trials
+    per unit holds.  A proportional sample is one pool.  Several pools add up by MOVER: ``p -
+    sqrt(sum(W^2 (p_h - l_h)^2))`` and likewise above, the lower limits with the continuity
+    correction of Newcombe, Statistics in Medicine 17 (1998), without which one chance event in
+    a heavy stratum moves the limit too far.  Strata without an event thus still widen the
+    interval, unlike in the normal approximation, which takes them for certain.
 
     Parameters
     ----------
@@ -214,21 +214,38 @@ def stratified(
         raise CampaignError("strata without any weight have no rate; pass positive weights")
     shares = shares / shares.sum()
     size = np.inf if populations is None else np.asarray(populations, float)
-    n_eff = effective_trials(n, size)
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore"):
         rates = np.where(n > 0, k / n, 0.5)
-        reach = np.where(shares > 0, n_eff / shares, np.inf).min()
-        total = n_eff.sum()
     rate = float(shares @ rates)
-    if variance <= 0 and reach >= total / 2:
-        low, high = (float(x) for x in _limits_of(np.array(rate), reach, confidence))
-    else:
-        lows = _corrected_lows(rates, n_eff, confidence)
-        highs = _limits_of(rates, n_eff, confidence)[1]
-        more = variance * quantile(confidence) ** 2
-        low = max(0.0, rate - math.sqrt(float(((shares * (rates - lows)) ** 2).sum()) + more))
-        high = min(1.0, rate + math.sqrt(float(((shares * (highs - rates)) ** 2).sum()) + more))
+    pools = _pooled(rates, effective_trials(n, size), shares)
+    weight, of_pool, trials_of_pool = (np.array(x) for x in zip(*pools, strict=True))
+    lows, highs = _limits_of(of_pool, trials_of_pool, confidence)
+    if len(pools) > 1:
+        lows = _corrected_lows(of_pool, trials_of_pool, confidence)
+    below = float(((weight * (of_pool - lows)) ** 2).sum())
+    above = float(((weight * (highs - of_pool)) ** 2).sum())
+    more = variance * quantile(confidence) ** 2
+    low = max(0.0, rate - math.sqrt(below + more)) if rate > 0 else 0.0
+    high = min(1.0, rate + math.sqrt(above + more)) if rate < 1 else 1.0
     return Estimate(rate, low, high, confidence, int(n.sum()))
+
+
+def _pooled(rates: Floats, trials: Floats, shares: Floats) -> list[tuple[float, float, float]]:
+    """Give the weight, rate and trials of pools of strata that were sampled about as densely."""
+    used = shares > 0
+    rates, trials, shares = rates[used], trials[used], shares[used]
+    density = trials / shares
+    usual = trials[np.isfinite(trials)].sum() or 1.0
+    with np.errstate(divide="ignore"):
+        pool = np.round(np.log2(density / usual))
+    found = []
+    for number in np.unique(pool):
+        here = pool == number
+        weight = float(shares[here].sum())
+        found.append(
+            (weight, float(shares[here] @ rates[here]) / weight, weight * density[here].min())
+        )
+    return found
 
 
 def effective_trials(trials: ArrayLike, populations: ArrayLike) -> Floats:
@@ -312,6 +329,9 @@ def _scale(share: Floats, low: Any, high: Any, target: float) -> float:
     positive = share[share > 0]
     if not len(positive):
         return 0.0
+    plain = target / float(positive.sum())
+    if ((low <= plain * share) & (plain * share <= high)).all():
+        return plain
     below, above = 0.0, (target + 1) / float(positive.min())
     for _ in range(200):
         middle = (below + above) / 2

@@ -79,8 +79,10 @@ class Store:
     def check(self) -> None:
         """Raise a CampaignError that names what differs if the folder is not this campaign's."""
         head = self.path / HEAD
+        if self.path.exists() and not self.path.is_dir():
+            raise CampaignError(f"{self.path} is no folder; choose another folder")
         if not head.exists():
-            strange = [] if not self.path.exists() else sorted(x.name for x in self.path.iterdir())
+            strange = sorted(x.name for x in self.path.iterdir()) if self.path.exists() else []
             strange = [x for x in strange if x != LOCK and not x.endswith(_UNFINISHED)]
             if strange:
                 raise CampaignError(

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import pandas as pd
 import torch
 
 from pystack_nb.errors import CampaignError
@@ -25,12 +24,13 @@ from pystack_nb.faults.models import BitModel, Sequence
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import pandas as pd
+
+    from numpy.typing import NDArray
+
     from pystack_nb.faults.models import ErrorModel
 
-COLUMNS = [
-    *["stratum", "layer", "call", "role", "kind", "element", "sample"],
-    *["and_mask", "or_mask", "xor_mask", "value", "bit"],
-]
+    Columns = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class Stratum:
             return math.inf
         return sum(self.elements) * choices * self.samples
 
-    def draw(self, seed: int, count: int) -> pd.DataFrame:
-        """Draw the stratum's first faults, none of them twice.
+    def draw(self, seed: int, count: int) -> Columns:
+        """Draw the stratum's first faults; none comes twice where `population` is finite.
 
         Parameters
         ----------
@@ -90,40 +90,50 @@ class Stratum:
 
         Returns
         -------
-        pandas.DataFrame
-            With the columns of `Plan.faults` but ``fault``.
+        dict of str to numpy.ndarray, each of shape (count,)
+            Columns of `Plan.faults`, without those that are the stratum's own.
         """
         rng = np.random.Generator(
             np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(self.number,)))
         )
-        ends = np.cumsum(self.elements)
-        faults, chunk = pd.DataFrame(), 256
+        kept: Columns = self._chunk(rng, 0)
+        chunk = 256
         # Chunks have the same sizes however many faults are wanted, so that a longer sample
         # continues a shorter one.
-        while len(faults) < count:
-            place = rng.integers(ends[-1], size=chunk)
-            sample = rng.integers(self.samples, size=chunk)
-            drawn = self.error.draw(rng, self.dtype, chunk)
-            call = np.searchsorted(ends, place, side="right")
-            more = pd.DataFrame(
-                {
-                    "call": np.array(self.calls, np.int64)[call],
-                    "element": place - (ends - self.elements)[call],
-                    "sample": sample,
-                    "and_mask": drawn.and_mask,
-                    "or_mask": drawn.or_mask,
-                    "xor_mask": drawn.xor_mask,
-                    "value": drawn.value,
-                    "bit": drawn.bit,
-                }
-            )
-            faults = pd.concat([faults, more], ignore_index=True) if len(faults) else more
+        while len(kept["bit"]) < count:
+            more = self._chunk(rng, chunk)
+            kept = {x: np.concatenate([kept[x], more[x]]) for x in more}
             if math.isfinite(self.population):
-                faults = faults.drop_duplicates(ignore_index=True)
+                first = _first(kept)
+                kept = {x: values[first] for x, values in kept.items()}
             chunk *= 2
-        return faults[:count].assign(
-            stratum=self.number, layer=self.layer, role=self.role, kind=self.kind
-        )[COLUMNS]
+        return {x: values[:count] for x, values in kept.items()}
+
+    def _chunk(self, rng: np.random.Generator, count: int) -> Columns:
+        ends = np.cumsum(self.elements)
+        place = rng.integers(ends[-1], size=count)
+        sample = rng.integers(self.samples, size=count)
+        drawn = self.error.draw(rng, self.dtype, count)
+        call = np.searchsorted(ends, place, side="right")
+        return {
+            "call": np.array(self.calls, np.int64)[call],
+            "element": place - (ends - self.elements)[call],
+            "sample": sample,
+            "and_mask": drawn.and_mask,
+            "or_mask": drawn.or_mask,
+            "xor_mask": drawn.xor_mask,
+            "value": drawn.value,
+            "bit": drawn.bit,
+        }
+
+
+def _first(columns: Columns) -> NDArray[np.int64]:
+    """Give the places of rows that are not there before, in their order."""
+    rows = np.column_stack([np.ascontiguousarray(x).view(np.int64) for x in columns.values()])
+    whole = np.ascontiguousarray(rows).view(
+        np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))
+    )
+    return np.sort(np.unique(whole.ravel(), return_index=True)[1])
 
 
 def stratify(sites: pd.DataFrame, error: ErrorModel, samples: int, *, per: str) -> list[Stratum]:

@@ -16,12 +16,6 @@ if TYPE_CHECKING:
 
     from pystack_nb.faults.bits import Masks
 
-_LIMITS = {
-    torch.qint8: (-128, 127, torch.int8),
-    torch.quint8: (0, 255, torch.uint8),
-    torch.qint32: (-(2**31), 2**31 - 1, torch.int32),
-}
-
 
 def take(tensor: torch.Tensor, positions: NDArray[np.int64]) -> torch.Tensor:
     """Copy the values at flat positions: shape (n,), on the tensor's device.
@@ -33,7 +27,7 @@ def take(tensor: torch.Tensor, positions: NDArray[np.int64]) -> torch.Tensor:
     if not tensor.is_quantized:
         return codes.view(tensor.dtype)
     scale, zero = _scale(tensor, positions)
-    return (codes.view(_LIMITS[tensor.dtype][2]).double() - zero) * scale
+    return (codes.view(bits.QUANTISED[tensor.dtype][2]).double() - zero) * scale
 
 
 def put(tensor: torch.Tensor, positions: NDArray[np.int64], values: torch.Tensor) -> None:
@@ -45,7 +39,7 @@ def put(tensor: torch.Tensor, positions: NDArray[np.int64], values: torch.Tensor
     values = values.to(tensor.device)
     if tensor.is_quantized:
         scale, zero = _scale(tensor, positions)
-        low, high, held = _LIMITS[tensor.dtype]
+        low, high, held = bits.QUANTISED[tensor.dtype]
         values = (_finite(values.double() / scale).round() + zero).clamp(low, high).to(held)
     elif tensor.dtype == torch.bool:
         values = _finite(values) != 0

@@ -17,9 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pystack_nb.errors import OptionError, ProbeError, ProfilerStateError, PystackError
+from pystack_nb.errors import (
+    OptionError,
+    ProbeError,
+    ProfilerStateError,
+    PystackError,
+)
+from pystack_nb.own_file import OwnFile
 from pystack_nb.probe.check import check, sees_init
-from pystack_nb.spool import block
+from pystack_nb.probe.cost import Cost, measure
+from pystack_nb.spool import block, unusable
 
 
 if TYPE_CHECKING:
@@ -27,7 +34,6 @@ if TYPE_CHECKING:
 
 MAX_EVENTS = 50_000_000
 SOURCES = ("ebpf", "inprocess")
-_CALL_NS = 50.0
 _HIDDEN = glob.escape(str(Path(__file__).parent.parent)) + "/*"
 _SUPPORTED = ("3.11", "3.12", "3.13")
 
@@ -106,26 +112,40 @@ class Probe:
         When there is no probe for this interpreter.
     ProfilerStateError
         When the probe can't be tried now, since something else in this process is in its place.
+    SpoolError
+        When there is no room for what is stored.
     """
 
     def __init__(self, options: CallOptions, path: Path | None = None) -> None:
         self._started = False
         self._module, self._init = load()
         self._options = options
+        self._cost = Cost()
+        if options.budget:
+            self._cost = _measured_cost(self._module, c_calls=options.c_calls)
         self.site: int = self._module.site()
-        if path:
-            self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        else:
-            self.fd = os.memfd_create("pystack_nb-calls", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._place = str(path.parent) if path else "memory"
+        try:
+            self._file = OwnFile(_new_file(path))
+        except OSError as error:
+            raise unusable(self._place, error) from None
         try:
             os.ftruncate(self.fd, self._module.SHARED_SIZE)
             if not path:
                 seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
                 fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
             self._module.prepare(self.fd, counter_is_constant())
+        except OSError as error:
+            self._file.close()
+            raise unusable(self._place, error) from None
         except BaseException:
-            os.close(self.fd)
+            self._file.close()
             raise
+
+    @property
+    def fd(self) -> int:
+        """The memory that is shared with the collector; -1 once it is closed."""
+        return self._file.fd
 
     def start(self, spool: int = -1) -> None:
         """Record from this call's return on.
@@ -139,6 +159,8 @@ class Probe:
         ------
         ProfilerStateError
             When something else in this process records calls, or no monitoring id is free.
+        SpoolError
+            When there is no room for what is stored.
         """
         options = self._options
         try:
@@ -151,7 +173,7 @@ class Probe:
                 options.depth or 0,
                 options.min_us,
                 options.budget or 0.0,
-                _CALL_NS,
+                *self._cost,
                 options.include,
                 options.exclude,
                 (_HIDDEN,),
@@ -159,6 +181,8 @@ class Probe:
             )
         except (RuntimeError, ValueError) as error:
             raise _in_the_way(error) from None
+        except OSError as error:
+            raise unusable(self._place, error) from None
         self._started = True
 
     def stop(self) -> None:
@@ -174,10 +198,7 @@ class Probe:
         OSError
             When the file took no more.
         """
-        fd, self.fd = self.fd, -1
-        if fd < 0:
-            return
-        os.close(fd)
+        self._file.close()
         if self._started:
             self._started = False
             self._module.stop()
@@ -203,6 +224,8 @@ def load() -> tuple[ModuleType, bool]:
         When it was not built for this interpreter, or does not work in it.
     ProfilerStateError
         When something else in this process is in its place.
+    SpoolError
+        When there is no memory for what is stored.
     """
     if "probe" in _known:
         return _known["probe"]
@@ -213,6 +236,8 @@ def load() -> tuple[ModuleType, bool]:
         check(module, init=init)
     except (RuntimeError, ValueError) as error:
         raise _in_the_way(error) from None
+    except OSError as error:
+        raise unusable("memory", error) from None
     if sees is not None:
         _known["probe"] = module, init
     return module, init
@@ -232,6 +257,23 @@ def _import() -> ModuleType:
             f"the probe was not built for this interpreter ({error}): run `make setup`, or "
             "install pystack-nb with this Python's pip; or use --mode sample."
         ) from None
+
+
+_costs: dict[bool, Cost] = {}  # measured once, without C functions and with them
+
+
+def _measured_cost(module: ModuleType, *, c_calls: bool) -> Cost:
+    if c_calls not in _costs:
+        if module.is_recording():
+            return Cost()
+        _costs[c_calls] = measure(module, c_calls=c_calls)
+    return _costs[c_calls]
+
+
+def _new_file(path: Path | None) -> int:
+    if path:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    return os.memfd_create("pystack_nb-calls", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
 
 def _in_the_way(error: Exception) -> ProfilerStateError:

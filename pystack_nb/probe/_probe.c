@@ -94,11 +94,11 @@ static void abandon(void)
 
 PyDoc_STRVAR(start_doc,
 	     "start(fd, spool, init, c_calls, max_events, depth, min_us, budget, call_ns,\n"
-	     "      include, exclude, hidden, outside)\n--\n\n"
+	     "      pass_ns, c_call_ns, include, exclude, hidden, outside)\n--\n\n"
 	     "Record the calls of this interpreter, from this one's return on.\n\n"
 	     "fd: the shared memory. spool: -1, or the file that the in-process source writes to.\n"
-	     "init: whether __init__ must be watched by sys.monitoring. call_ns: what a recorded "
-	     "call costs, for the budget. The\n"
+	     "init: whether __init__ must be watched by sys.monitoring. for the\n"
+	     "budget: what a recorded call costs, one that is not, and one of a C function. The\n"
 	     "last four: tuples of globs. 0 is no limit.");
 
 static PyObject *start(PyObject *module, PyObject *args)
@@ -106,14 +106,14 @@ static PyObject *start(PyObject *module, PyObject *args)
 	int fd, spool, init, c_calls, error;
 	unsigned int depth;
 	unsigned long long max_events;
-	double min_us, budget, call_ns;
+	double min_us, budget, call_ns, pass_ns, c_call_ns;
 	PyObject *include, *exclude, *hidden, *outside;
 
 	(void)module;
-	if (!PyArg_ParseTuple(args, "iippKIdddO!O!O!O!", &fd, &spool, &init, &c_calls, &max_events,
-			      &depth, &min_us, &budget, &call_ns, &PyTuple_Type, &include,
-			      &PyTuple_Type, &exclude, &PyTuple_Type, &hidden, &PyTuple_Type,
-			      &outside))
+	if (!PyArg_ParseTuple(args, "iippKIdddddO!O!O!O!", &fd, &spool, &init, &c_calls,
+			      &max_events, &depth, &min_us, &budget, &call_ns, &pass_ns, &c_call_ns,
+			      &PyTuple_Type, &include, &PyTuple_Type, &exclude, &PyTuple_Type,
+			      &hidden, &PyTuple_Type, &outside))
 		return NULL;
 	if (rec.shared) {
 		PyErr_SetString(PyExc_RuntimeError, "calls are being recorded already");
@@ -129,7 +129,13 @@ static PyObject *start(PyObject *module, PyObject *args)
 	limits = (struct limits){.depth = depth, .budget = budget};
 	if (min_us > 0 || budget > 0) {
 		limits.min_ticks = (uint64_t)(min_us * limits_ticks_per_us());
-		limits.call_ticks = call_ns * limits_ticks_per_us() / 1000;
+		if (budget > 0) {
+			double ticks_per_ns = limits_ticks_per_us() / 1000;
+
+			limits.call_ticks = 1 + (uint64_t)(call_ns * ticks_per_ns);
+			limits.pass_ticks = 1 + (uint64_t)(pass_ns * ticks_per_ns);
+			limits.c_call_ticks = 1 + (uint64_t)(c_call_ns * ticks_per_ns);
+		}
 	}
 	if (monitor_start((struct monitor_wanted){.init = init, .c_calls = c_calls}))
 		return NULL;
@@ -162,7 +168,10 @@ static PyObject *stop(PyObject *module, PyObject *unused)
 		Py_RETURN_TRUE;
 	count_interpreters(false);
 	recorder_stop();
+	recorder_keep_bound();
 	bool removed = evaluate_remove();
+
+	rec.shared->counters[PST_CALLS_REPLACED] = evaluate_replaced();
 
 	monitor_stop();
 	return PyBool_FromLong(removed);
@@ -216,6 +225,14 @@ static PyObject *pair(PyObject *module, PyObject *unused)
 	return Py_BuildValue("KKK", before, ns, after);
 }
 
+PyDoc_STRVAR(is_recording_doc, "is_recording()\n--\n\nWhether calls are being recorded.");
+
+static PyObject *is_recording(PyObject *module, PyObject *unused)
+{
+	(void)module, (void)unused;
+	return PyBool_FromLong(rec.shared != NULL);
+}
+
 PyDoc_STRVAR(site_doc, "site()\n--\n\nAddress of the probe's site.");
 
 static PyObject *site(PyObject *module, PyObject *unused)
@@ -225,10 +242,15 @@ static PyObject *site(PyObject *module, PyObject *unused)
 }
 
 static PyMethodDef methods[] = {
-	{"prepare", prepare, METH_VARARGS, prepare_doc}, {"start", start, METH_VARARGS, start_doc},
-	{"stop", stop, METH_NOARGS, stop_doc},           {"close", close_, METH_NOARGS, close_doc},
-	{"forget", forget, METH_NOARGS, forget_doc},     {"pair", pair, METH_NOARGS, pair_doc},
-	{"site", site, METH_NOARGS, site_doc},           {NULL, NULL, 0, NULL},
+	{"prepare", prepare, METH_VARARGS, prepare_doc},
+	{"start", start, METH_VARARGS, start_doc},
+	{"stop", stop, METH_NOARGS, stop_doc},
+	{"close", close_, METH_NOARGS, close_doc},
+	{"forget", forget, METH_NOARGS, forget_doc},
+	{"pair", pair, METH_NOARGS, pair_doc},
+	{"site", site, METH_NOARGS, site_doc},
+	{"is_recording", is_recording, METH_NOARGS, is_recording_doc},
+	{NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef definition = {

@@ -106,22 +106,28 @@ static size_t copy_text(char *to, PyObject *text)
 static void put_code(struct thread *t, const struct code *c, PyObject *file, PyObject *name,
 		     int line, bool is_c)
 {
+	/* Not on the stack, which may be a small one. */
 	union {
 		char text[2 * TEXT_PART + 64];
 		uint64_t words[TEXT_PART / 4 + 8];
-	} u;
-	size_t size = copy_text(u.text, file);
+	} *u = malloc(sizeof(*u));
 
-	size += copy_text(u.text + size, name);
-	size += sprintf(u.text + size, "%d", line) + 1;
+	if (!u)
+		return; /* it has no name then, which is told */
+	size_t size = copy_text(u->text, file);
+
+	size += copy_text(u->text + size, name);
+	size += sprintf(u->text + size, "%d", line) + 1;
 	while (size % 8)
-		u.text[size++] = 0;
+		u->text[size++] = 0;
 	recorder_reserve(t, 1 + size / 8);
+	t->others += 1 + size / 8;
 	put(t, (uint64_t)PST_OTHER << PST_KIND_SHIFT |
 		       (uint64_t)(PST_WORD_CODE | size / 8 << 4) << PST_TIME_BITS |
 		       (uint64_t)is_c << (PST_TIME_BITS - 1) | c->id);
 	for (size_t i = 0; i < size / 8; i++)
-		put(t, u.words[i]);
+		put(t, u->words[i]);
+	free(u);
 }
 
 static bool is_one_of(const struct patterns *patterns, const char *name)

@@ -5,6 +5,7 @@
 #include "levels.h"
 #include "limits.h"
 #include "monitor.h"
+#include "segments.h"
 
 static _PyFrameEvalFunction next = _PyEval_EvalFrameDefault;
 static PyInterpreterState *interpreter;
@@ -12,6 +13,8 @@ static bool chained;        /* someone who came after the probe calls it, and wa
 static bool limits_reached; /* whether what he calls keeps to the limits */
 static _PyFrameEvalFunction set_aside; /* while calls run unrecorded: who was there */
 static uint32_t gap;                   /* counts these times */
+static _PyFrameEvalFunction seen;      /* another one, while recording */
+static _PyFrameEvalFunction trusted;   /* one that calls the probe */
 
 static bool is_own(_PyFrameEvalFunction function);
 
@@ -28,33 +31,9 @@ static void end_gap(uint32_t recording)
 		recorder_gap(PST_WORD_GAP_END);
 }
 
-/*
- * Near the end of the C stack, calls run inside their caller's evaluation, as without a probe.
- * That can be had for all threads only.
- */
-static COLD PyObject *run_deep(const struct thread *t, PyThreadState *ts, Frame *f, int throwing)
-{
-	uint32_t recording = rec.recording;
+static COLD PyObject *run_deep(struct thread *t, PyThreadState *ts, Frame *f, int throwing);
 
-	if (!recording || rec.deep)
-		return next(ts, f, throwing); /* the interpreter itself minds its stack */
-	uint32_t mine = ++gap;
-
-	rec.shared->counters[PST_CALLS_DEEP]++;
-	recorder_gap(PST_WORD_GAP);
-	rec.deep = true;
-	set_aside = _PyInterpreterState_GetEvalFrameFunc(interpreter);
-	_PyInterpreterState_SetEvalFrameFunc(interpreter, next);
-	int taken = limit_recursion(ts, t->stack_left);
-	PyObject *result = next(ts, f, throwing);
-
-	unlimit_recursion(ts, taken);
-	if (mine == gap && rec.deep)
-		end_gap(recording);
-	return result;
-}
-
-static inline PyObject *run(const struct thread *t, PyThreadState *ts, Frame *f, int throwing)
+static inline PyObject *run(struct thread *t, PyThreadState *ts, Frame *f, int throwing)
 {
 	if (UNLIKELY((uintptr_t)__builtin_frame_address(0) < t->stack_low))
 		return run_deep(t, ts, f, throwing);
@@ -62,6 +41,71 @@ static inline PyObject *run(const struct thread *t, PyThreadState *ts, Frame *f,
 	PyObject *result = next(ts, f, throwing);
 	take_recursion(ts);
 	return result;
+}
+
+/* An evaluation that runs on a stack of the probe's own. */
+struct moved {
+	struct thread *t;
+	PyThreadState *ts;
+	Frame *f;
+	int throwing;
+	PyObject *result;
+};
+
+static void run_moved(void *argument)
+{
+	struct moved *m = argument;
+
+	m->result = run(m->t, m->ts, m->f, m->throwing);
+}
+
+/* The same, as without a probe: calls run inside their caller's evaluation. */
+static void run_plain(void *argument)
+{
+	struct moved *m = argument;
+	int taken = limit_recursion(m->ts, m->t->stack_left);
+
+	m->result = next(m->ts, m->f, m->throwing);
+	unlimit_recursion(m->ts, taken);
+}
+
+/* Leave exact mode, which can be had for all threads only, until this evaluation ends. */
+static void run_in_gap(struct moved *m, uint32_t recording)
+{
+	uint32_t mine = ++gap;
+
+	rec.shared->counters[PST_CALLS_DEEP]++;
+	recorder_gap(PST_WORD_GAP);
+	rec.deep = true;
+	set_aside = _PyInterpreterState_GetEvalFrameFunc(interpreter);
+	_PyInterpreterState_SetEvalFrameFunc(interpreter, next);
+	if (segments_enter(m->t, SEGMENT_GAP)) {
+		segments_call(m->t, run_plain, m);
+		segments_leave(m->t);
+	} else {
+		monitor_pause();
+		run_plain(m);
+		monitor_go_on();
+	}
+	if (mine == gap && rec.deep)
+		end_gap(recording);
+}
+
+/* The stack that the thread is on comes near its end. */
+static COLD PyObject *run_deep(struct thread *t, PyThreadState *ts, Frame *f, int throwing)
+{
+	struct moved m = {t, ts, f, throwing, NULL};
+	uint32_t recording = rec.recording;
+
+	if (!recording || rec.deep)
+		return next(ts, f, throwing); /* the interpreter itself minds its stack */
+	if (segments_enter(t, SEGMENT_RECORDED)) {
+		segments_call(t, run_moved, &m);
+		segments_leave(t);
+	} else {
+		run_in_gap(&m, recording);
+	}
+	return m.result;
 }
 
 static inline PyObject *record(struct thread *t, const struct code *c, enum pst_word kind,
@@ -92,11 +136,14 @@ static PyObject *record_limited(struct thread *t, struct code *c, enum pst_word 
 	uint32_t depth = t->top->depth = limits_depth(c, limits_around(&t->top[-1]));
 
 	if (limits.depth && depth > limits.depth) {
+		limits.passed += limits.pass_ticks;
+		limits_spend(t, limits.pass_ticks);
 		result = run(t, ts, f, throwing);
 		pop(t, recording, f);
 		return result;
 	}
 	limits_enter(t, &begun, kind, c->id); /* the code may be freed by its own call */
+	limits_spend(t, limits.call_ticks);
 	result = run(t, ts, f, throwing);
 	if (rec.recording == recording && t->recording == recording && t->top->frame == f) {
 		monitor_look(t, ts);
@@ -114,6 +161,8 @@ static PyObject *pass(struct thread *t, PyThreadState *ts, Frame *f, int throwin
 
 	push(t, current_frame(ts), f);
 	t->top->depth = limits_around(&t->top[-1]);
+	limits.passed += limits.pass_ticks;
+	limits_spend(t, limits.pass_ticks);
 	PyObject *result = run(t, ts, f, throwing);
 
 	pop(t, recording, f);
@@ -125,9 +174,9 @@ static PyObject *special(struct thread *t, struct code *c, bool limited, PyThrea
 {
 	if (!c || (c->generator && makes_generator(f)))
 		return run(t, ts, f, throwing);
-	if (c->mode == CODE_COUNTED)
-		limits_counted(t, c);
-	if (c->mode != CODE_GENERATOR || t->recording != rec.recording)
+	if (c->mode == CODE_COUNTED && c->id < PST_COUNTED)
+		rec.counts[c->id].calls++;
+	if (c->mode != CODE_GENERATOR)
 		return pass(t, ts, f, throwing);
 
 	give_send(ts);
@@ -142,7 +191,7 @@ static uint64_t entered; /* while nothing is recorded */
 /* Evaluate in a thread that is not recorded. */
 static COLD PyObject *run_outside(bool limited, PyThreadState *ts, Frame *f, int throwing)
 {
-	const struct thread *t = this_thread;
+	struct thread *t = this_thread;
 
 	entered++;
 	limits_reached = limited;
@@ -221,6 +270,7 @@ int evaluate_install(bool whole)
 	if (!is_own(present))
 		next = present;
 	chained = false;
+	seen = NULL;
 	_PyInterpreterState_SetEvalFrameFunc(interpreter, whole ? evaluate : evaluate_limited);
 	return 0;
 }
@@ -240,4 +290,22 @@ bool evaluate_remove(void)
 	if (!chained)
 		_PyInterpreterState_SetEvalFrameFunc(interpreter, next);
 	return !chained;
+}
+
+void evaluate_look(void)
+{
+	_PyFrameEvalFunction present = _PyInterpreterState_GetEvalFrameFunc(interpreter);
+
+	if (rec.deep || is_own(present) || present == next)
+		return;
+	if (present == seen)
+		trusted = present; /* another batch was filled meanwhile */
+	seen = present;
+}
+
+enum pst_replaced evaluate_replaced(void)
+{
+	if (chained)
+		return is_reached() ? PST_NOT_REPLACED : PST_REPLACED;
+	return seen && seen != trusted ? PST_PERHAPS_REPLACED : PST_NOT_REPLACED;
 }

@@ -12,5 +12,10 @@
 int evaluate_install(bool whole);
 /* Put back the one that was there; false: another one has come since, which stays. */
 bool evaluate_remove(void);
+/* A batch is sent: see who is there. */
+void evaluate_look(void);
+/* Whether another one kept calls from the probe, as far as that can be known; after the recording.
+ */
+enum pst_replaced evaluate_replaced(void);
 
 #endif

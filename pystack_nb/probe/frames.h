@@ -87,13 +87,11 @@ static inline void take_recursion(PyThreadState *ts)
 {
 	ts->c_recursion_remaining -= EVALUATION_UNITS;
 }
-/* Let it count no more than the stack has; what was taken away. */
+/* Let it count what the stack has, no more and no less; what was taken away. */
 static inline int limit_recursion(PyThreadState *ts, size_t stack_left)
 {
-	int units = (int)(stack_left / UNIT_BYTES), taken = ts->c_recursion_remaining - units;
+	int taken = ts->c_recursion_remaining - (int)(stack_left / UNIT_BYTES);
 
-	if (taken < 0)
-		taken = 0;
 	ts->c_recursion_remaining -= taken;
 	return taken;
 }

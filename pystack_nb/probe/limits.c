@@ -4,23 +4,16 @@
 #include "evaluate.h"
 
 enum {
-	WINDOW_US = 5000,    /* a budget is looked at over at least as much time */
-	FEWEST_CALLS = 200,  /* a function with less in a window is not what costs */
-	COUNTED_LOOK = 4096, /* counted calls between two looks */
+	WINDOW_US = 5000,  /* a budget is looked at over at least as much time */
+	LOOK_CALLS = 1024, /* and when as many calls have been paid for */
 };
 
-/* A call that is only counted passes the evaluator as well: measured, about half. */
-static const double COUNTED_COST = 0.5;
-
 struct limits limits;
-uint64_t limits_seen;
 
 static struct {
-	uint64_t since;  /* ticks */
-	uint64_t events; /* rec.events then */
-	uint64_t counted;
+	uint64_t since; /* ticks */
+	uint64_t spent, passed, c_spent;
 } window;
-static uint64_t counted;
 
 double limits_ticks_per_us(void)
 {
@@ -37,13 +30,20 @@ double limits_ticks_per_us(void)
 	return known = (double)(ticks_now() - ticks) * 1000 / (double)(later - ns);
 }
 
+static void begin_window(uint64_t now)
+{
+	window.since = now;
+	window.spent = limits.spent;
+	window.passed = limits.passed;
+	window.c_spent = limits.c_spent;
+}
+
 void limits_begin(void)
 {
-	counted = 0;
-	limits_seen = 0;
-	window.since = ticks_now();
-	window.events = 0;
-	window.counted = 0;
+	limits.spent = limits.passed = limits.c_spent = 0;
+	limits.c_stopped = false;
+	limits.look_at = limits.budget > 0 ? LOOK_CALLS * limits.call_ticks : UINT64_MAX;
+	begin_window(ticks_now());
 }
 
 static void set_mode(struct thread *t, struct code *c, enum code_mode mode)
@@ -51,25 +51,36 @@ static void set_mode(struct thread *t, struct code *c, enum code_mode mode)
 	c->mode = mode;
 	recorder_reserve(t, 6); /* a whole time may come before */
 	put_other(t, mode == CODE_COUNTED ? PST_WORD_DEMOTE : PST_WORD_PROMOTE, 0);
+	t->others++;
 	put(t, c->id);
 }
 
-/* Count the functions that were called most; false: there is none that is worth it. */
-static bool demote(struct thread *t)
+static bool can_be_demoted(const struct code *c)
 {
-	uint32_t most = 0;
+	return c->recording == rec.recording && c->mode <= CODE_GENERATOR && c->id < PST_COUNTED;
+}
 
-	for (struct code *c = codes; c; c = c->next)
-		if (c->recording == rec.recording && c->mode <= CODE_GENERATOR && c->calls > most &&
-		    c->id < PST_COUNTED)
-			most = c->calls;
-	if (most < FEWEST_CALLS)
-		return false;
-	for (struct code *c = codes; c; c = c->next)
-		if (c->recording == rec.recording && c->mode <= CODE_GENERATOR &&
-		    c->calls >= most / 2 && c->id < PST_COUNTED)
-			set_mode(t, c, CODE_COUNTED);
-	return true;
+/* Count those functions only that were called most, to save so many ticks; false: there is none. */
+static bool demote(struct thread *t, double ticks)
+{
+	bool done = false;
+
+	while (ticks > 0) {
+		uint32_t most = 1;
+
+		for (struct code *c = codes; c; c = c->next)
+			if (can_be_demoted(c) && c->calls > most)
+				most = c->calls;
+		if (most == 1)
+			return done;
+		for (struct code *c = codes; c; c = c->next)
+			if (can_be_demoted(c) && c->calls > most / 2) {
+				ticks -= (double)c->calls * (double)limits.call_ticks;
+				set_mode(t, c, CODE_COUNTED);
+			}
+		done = true;
+	}
+	return done;
 }
 
 COLD void limits_look(struct thread *t)
@@ -77,15 +88,18 @@ COLD void limits_look(struct thread *t)
 	uint64_t now = ticks_now();
 	double elapsed = (double)(now - window.since);
 
-	limits_seen = rec.events;
+	limits.look_at = limits.spent + LOOK_CALLS * limits.call_ticks;
 	if (!(limits.budget > 0) || elapsed < WINDOW_US * limits_ticks_per_us())
 		return;
-	double calls = (double)(rec.events - window.events) / 2;
-	double passed = (double)(counted - window.counted) * COUNTED_COST;
+	double spent = (double)(limits.spent - window.spent);
+	double of_c = (double)(limits.c_spent - window.c_spent);
+	double passed = (double)(limits.passed - window.passed);
 	double allowed = limits.budget * elapsed;
 
-	if ((calls + passed) * limits.call_ticks > allowed && !demote(t) &&
-	    passed * limits.call_ticks > allowed) {
+	if (spent > allowed && of_c > spent / 2 && !limits.c_stopped) {
+		rec.shared->counters[PST_CALLS_C_STOPPED] = 1;
+		limits.c_stopped = true;
+	} else if (spent > allowed && (passed > allowed || !demote(t, spent - allowed))) {
 		rec.shared->counters[PST_CALLS_STOPPED] = 1;
 		recorder_stop();
 		evaluate_remove();
@@ -93,15 +107,5 @@ COLD void limits_look(struct thread *t)
 	}
 	for (struct code *c = codes; c; c = c->next)
 		c->calls = 0;
-	window.since = now;
-	window.events = rec.events;
-	window.counted = counted;
-}
-
-void limits_counted(struct thread *t, struct code *c)
-{
-	if (c->id < PST_COUNTED)
-		rec.counts[c->id].calls++;
-	if (++counted % COUNTED_LOOK == 0)
-		limits_look(t);
+	begin_window(now);
 }

@@ -9,14 +9,19 @@ struct limits {
 	uint32_t depth;     /* calls deeper than this are not recorded; 0: none */
 	uint64_t min_ticks; /* shorter calls are counted only */
 	double budget;      /* ticks that recording may cost, for each tick; 0: any */
-	double call_ticks;  /* what a recorded call costs */
+	bool c_stopped;     /* C functions are not recorded any more */
+	/* Ticks that each costs; 0 without a budget. */
+	uint64_t call_ticks;   /* a recorded call, also one that is taken back for being short */
+	uint64_t pass_ticks;   /* a call that only goes through the evaluator */
+	uint64_t c_call_ticks; /* a call that is told by sys.monitoring or by the profile hook */
+	/* What it has cost so far. */
+	uint64_t spent;   /* all of it */
+	uint64_t passed;  /* in calls that were not recorded */
+	uint64_t c_spent; /* in calls told */
+	uint64_t look_at; /* the budget is looked at when that is spent */
 };
 
 extern struct limits limits;
-extern uint64_t limits_seen; /* rec.events when they were looked at last */
-
-/* Events have left the batches: is the budget kept? May end the recording. */
-void limits_look(struct thread *t);
 
 static inline bool limits_any(void)
 {
@@ -44,21 +49,24 @@ static inline void limits_enter(struct thread *t, struct begun *b, enum pst_word
 	b->at = t->batch->count;
 	b->id = id;
 	b->start = put_now(t, kind, id);
-	if (UNLIKELY(rec.events != limits_seen))
-		limits_look(t);
+	if (limits.min_ticks)
+		go_inside(t, id);
 }
 
 /* Store that it ends, or count it. */
 static inline void limits_leave(struct thread *t, const struct begun *b, enum pst_leave how)
 {
-	uint64_t now = limits.min_ticks ? ticks_now() : b->start; /* reading it costs */
+	/* Reading the clock costs. */
+	uint64_t now = limits.min_ticks ? ticks_now() : b->start;
+	bool outermost = limits.min_ticks && go_outside(t, b->id);
 
 	if (now - b->start >= limits.min_ticks || b->id >= PST_COUNTED) {
 		put_now(t, PST_LEAVE, how);
 		return;
 	}
 	rec.counts[b->id].calls++;
-	rec.counts[b->id].ticks += now - b->start;
+	if (outermost)
+		rec.counts[b->id].ticks += now - b->start;
 	if (t->batch->sequence == b->sequence && t->batch->count == b->at + 1) {
 		t->batch->count = b->at; /* nothing came after its beginning */
 		t->last = b->last;
@@ -79,7 +87,15 @@ static inline void limits_leave_c_call(struct thread *t)
 double limits_ticks_per_us(void);
 /* The recording begins. */
 void limits_begin(void);
-/* A call was counted that is not recorded; may end the recording. */
-void limits_counted(struct thread *t, struct code *c);
+/* Is the budget kept? May end the recording. */
+void limits_look(struct thread *t);
+
+/* Recording has cost that much; may end the recording. */
+static inline void limits_spend(struct thread *t, uint64_t ticks)
+{
+	limits.spent += ticks;
+	if (UNLIKELY(limits.spent >= limits.look_at))
+		limits_look(t);
+}
 
 #endif

@@ -20,19 +20,30 @@ static struct thread *thread_in(const PyThreadState *ts)
 static void enter_function(const PyThreadState *ts, PyObject *callable)
 {
 	struct thread *t = thread_in(ts);
+
+	/* What a call of a Python function costs more is counted with that. */
+	if (t && !PyFunction_Check(callable) && !PyMethod_Check(callable)) {
+		limits.c_spent += limits.c_call_ticks;
+		limits_spend(t, limits.c_call_ticks);
+	}
+	if (!rec.recording)
+		return;
+
 	struct code *caller = t ? code_of(frame_code(t->top->frame)) : NULL;
 
 	if (!caller || caller->recording != rec.recording || caller->mode == CODE_SKIPPED)
 		return;
 	limits_leave_c_call(t);
-	if (!rec.recording || (limits.depth && limits_around(t->top) >= limits.depth))
+	if (!rec.recording || limits.c_stopped ||
+	    (limits.depth && limits_around(t->top) >= limits.depth))
 		return;
 	struct code *c = codes_of_function(t, callable);
 
 	if (!c || c->mode == CODE_SKIPPED)
 		return;
 	if (c->mode == CODE_COUNTED || caller->mode == CODE_COUNTED) {
-		limits_counted(t, c);
+		if (c->id < PST_COUNTED)
+			rec.counts[c->id].calls++;
 		return;
 	}
 	c->calls++;
@@ -62,16 +73,34 @@ static void say_refused(void)
 
 bool monitor_on;
 
+/* Take the hook from a thread, as if it had not been set; an audit hook can't refuse that. */
+static void unhook(PyThreadState *ts)
+{
+	PyObject *type, *value, *traceback;
+
+	/* An exception may be on its way, and is not to be lost. */
+	PyErr_Fetch(&type, &value, &traceback);
+	if (_PyEval_SetProfile(ts, NULL, NULL)) {
+		ts->c_profilefunc = NULL;
+		ts->cframe->use_tracing = ts->c_tracefunc ? 255 : 0;
+	}
+	PyErr_Restore(type, value, traceback);
+	if (this_thread)
+		this_thread->hooked = 0;
+}
+
 /* PyEval_SetProfile's function: the evaluator has the calls of Python functions. */
 static int profile(PyObject *unused, PyFrameObject *frame, int what, PyObject *arg)
 {
-	const PyThreadState *ts = PyThreadState_Get();
+	PyThreadState *ts = PyThreadState_Get();
 
 	(void)unused, (void)frame;
-	if (what == PyTrace_C_CALL)
+	if (what == PyTrace_C_CALL && !limits.c_stopped)
 		enter_function(ts, arg);
 	else if (what == PyTrace_C_RETURN || what == PyTrace_C_EXCEPTION)
 		leave_function(ts, arg, what == PyTrace_C_RETURN ? PST_RETURNED : PST_RAISED);
+	if (!rec.recording || limits.c_stopped)
+		unhook(ts);
 	return 0;
 }
 
@@ -115,6 +144,8 @@ static void count_taken(const struct thread *t)
 
 COLD void monitor_look_again(struct thread *t, PyThreadState *ts)
 {
+	if (limits.c_stopped)
+		return; /* the probe takes the hook away itself */
 	if (ts->c_profilefunc == profile) {
 		t->hooked = ts->id;
 		t->unhooked = t->refused = false;
@@ -134,6 +165,20 @@ COLD void monitor_look_again(struct thread *t, PyThreadState *ts)
 	}
 }
 
+void monitor_pause(void)
+{
+	PyThreadState *ts = PyThreadState_Get();
+
+	if (monitor_on && ts->c_profilefunc == profile)
+		unhook(ts);
+}
+
+void monitor_go_on(void)
+{
+	if (rec.recording && this_thread)
+		monitor_look(this_thread, PyThreadState_Get());
+}
+
 void monitor_stop(void)
 {
 	PyThreadState *present = PyThreadState_Get();
@@ -142,18 +187,13 @@ void monitor_stop(void)
 	if (!monitor_on)
 		return;
 	monitor_on = false;
-	if (rec.shared && t && !t->unhooked && t->hooked == present->id &&
+	if (rec.shared && !limits.c_stopped && t && !t->unhooked && t->hooked == present->id &&
 	    present->c_profilefunc != profile)
 		rec.shared->counters[PST_CALLS_HOOK_TAKEN]++;
 	for (PyThreadState *ts = PyInterpreterState_ThreadHead(PyInterpreterState_Get()); ts;
-	     ts = PyThreadState_Next(ts)) {
-		if (ts->c_profilefunc != profile || !_PyEval_SetProfile(ts, NULL, NULL))
-			continue;
-		/* An audit hook may refuse it that came while the calls were recorded. */
-		PyErr_Clear();
-		ts->c_profilefunc = NULL;
-		ts->cframe->use_tracing = ts->c_tracefunc ? 255 : 0;
-	}
+	     ts = PyThreadState_Next(ts))
+		if (ts->c_profilefunc == profile)
+			unhook(ts);
 }
 
 #else
@@ -225,18 +265,22 @@ static void enter_init(struct thread *t, struct code *c, Frame *f)
 	l->monitored = true;
 	l->entered = false;
 	l->depth = limits_around(&l[-1]);
-	if (c->mode == CODE_COUNTED)
-		limits_counted(t, c);
-	if (c->mode != CODE_RECORDED || t->recording != rec.recording)
+	if (c->mode == CODE_COUNTED && c->id < PST_COUNTED)
+		rec.counts[c->id].calls++;
+	if (c->mode != CODE_RECORDED) {
+		limits.passed += limits.pass_ticks;
+		limits_spend(t, limits.pass_ticks);
 		return;
+	}
 	c->calls++;
 	l->depth = limits_depth(c, l->depth);
 	if (limits.depth && l->depth > limits.depth)
 		return;
 	l->entered = true;
 	l->start = put_now(t, PST_ENTER, c->id);
-	if (rec.events != limits_seen)
-		limits_look(t);
+	limits_spend(t, limits.call_ticks);
+	if (limits.min_ticks)
+		go_inside(t, c->id);
 }
 
 static void leave_init(struct thread *t, uint32_t id, enum pst_leave how)
@@ -244,10 +288,12 @@ static void leave_init(struct thread *t, uint32_t id, enum pst_leave how)
 	limits_leave_c_call(t);
 	if (t->top->entered) {
 		uint64_t ticks = ticks_now() - t->top->start;
+		bool outermost = limits.min_ticks && go_outside(t, id);
 
 		if (ticks < limits.min_ticks && id < PST_COUNTED) {
 			rec.counts[id].calls++;
-			rec.counts[id].ticks += ticks;
+			if (outermost)
+				rec.counts[id].ticks += ticks;
 			how |= PST_SHORT;
 		}
 		put_now(t, PST_LEAVE, how);
@@ -263,6 +309,8 @@ static PyObject *on_start(PyObject *module, PyObject *const *args, Py_ssize_t co
 	struct code *c = code_of((PyCodeObject *)args[0]);
 
 	(void)module, (void)count;
+	if (!rec.recording)
+		return Py_NewRef(disable);
 	if (!t || rec.deep)
 		Py_RETURN_NONE;
 	if (t->top->frame == f) { /* the evaluator has seen it */
@@ -299,6 +347,8 @@ static PyObject *leave(PyObject *code, enum pst_leave how)
 	if (t && rec.recording && t->recording == rec.recording &&
 	    (t->top->frame == f || levels_find_own(t, f)) && t->top->monitored && c)
 		leave_init(t, c->id, how);
+	if (!rec.recording && how != PST_RAISED)
+		return Py_NewRef(disable);
 	/* An __init__ that began before the recording is not known as one yet. */
 	return Py_NewRef(how == PST_RAISED || (c && c->init) || is_init(f) ? Py_None : disable);
 }
@@ -342,7 +392,7 @@ static PyObject *on_call(PyObject *module, PyObject *const *args, Py_ssize_t cou
 		if (c->unwatched && c->recording == rec.recording && call("restart_events", "()"))
 			PyErr_Clear();
 	}
-	if (!c_calls)
+	if (!c_calls || !rec.recording || limits.c_stopped)
 		return Py_NewRef(disable); /* each place in the code is looked at once */
 	enter_function(PyThreadState_Get(), args[2]);
 	Py_RETURN_NONE;
@@ -398,6 +448,14 @@ static PyObject *ask(const char *name, const char *format, ...)
 
 	va_end(arguments);
 	return result;
+}
+
+void monitor_pause(void)
+{
+}
+
+void monitor_go_on(void)
+{
 }
 
 static int call(const char *name, const char *format, ...)

@@ -20,6 +20,13 @@ int monitor_start(struct monitor_wanted wanted);
 /* Switch them off, and give the tool id back; what others have taken away is counted. */
 void monitor_stop(void);
 
+/*
+ * On 3.11, what the interpreter has specialised runs as if it had not while there is a profile
+ * hook, which takes C stack: take it from this thread, and give it back.
+ */
+void monitor_pause(void);
+void monitor_go_on(void);
+
 #if PY_VERSION_HEX < 0x030C0000
 extern bool monitor_on;
 

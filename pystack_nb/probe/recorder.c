@@ -2,11 +2,17 @@
 #define _GNU_SOURCE
 #include "recorder.h"
 
+#include "evaluate.h"
+#include "segments.h"
+
 #include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -17,12 +23,15 @@ enum {
 	LEVELS = 32,
 	LARGEST_STACK = (1 << (PST_OPERAND_BITS - 4)) - 1, /* operand of PST_WORD_SWITCH */
 	NO_RECORDING = -1,
-	/*
-	 * Of the C stack, as much is left to what runs unrecorded: what the interpreter has
-	 * specialised comes back after some thousand calls only, until when it recurses in C.
-	 */
+	NOWHERE = INT_MAX, /* rec.spool: the in-process source's file can't be had any more */
+	/* Of its own C stack, a thread keeps as much for what C functions need. */
 	STACK_MARGIN = 4 << 20,
+	SMALL_STACK = 1 << 20,
 };
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
+#endif
 
 struct recorder rec = {.spool = -1};
 __thread struct thread *this_thread __attribute__((tls_model("initial-exec")));
@@ -71,6 +80,8 @@ static void free_stacks(struct thread *t)
 static void free_thread(struct thread *t)
 {
 	free_stacks(t);
+	free(t->inside);
+	segments_free(t, true);
 	free(t);
 }
 
@@ -111,14 +122,97 @@ int recorder_prepare(int fd, uint32_t clock)
 	return n == sizeof(head) ? 0 : n < 0 ? errno : ENOSPC;
 }
 
+/* Which file the spool is: the recorded program may close its descriptor. */
+static struct {
+	dev_t device;
+	ino_t inode;
+	char path[PATH_MAX];
+	bool reopened; /* rec.spool is a descriptor of the recorder's own */
+} spooled;
+
+static bool is_spool(int fd)
+{
+	struct stat status;
+
+	return !fstat(fd, &status) && status.st_dev == spooled.device &&
+	       status.st_ino == spooled.inode;
+}
+
+static void know_spool(int fd)
+{
+	struct stat status;
+	char link[64];
+	ssize_t size;
+
+	spooled.reopened = false;
+	spooled.path[0] = 0;
+	if (fd < 0 || fstat(fd, &status))
+		return;
+	spooled.device = status.st_dev;
+	spooled.inode = status.st_ino;
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+	size = readlink(link, spooled.path, sizeof(spooled.path) - 1);
+	spooled.path[size < 0 ? 0 : size] = 0;
+}
+
+/* Whether the spool can be written to: it is opened anew where another file has its number. */
+static bool find_spool(void)
+{
+	if (is_spool(rec.spool))
+		return true;
+	spooled.reopened = false;
+	rec.spool = open(spooled.path, O_WRONLY | O_APPEND | O_CLOEXEC | O_NOFOLLOW);
+	if (rec.spool >= 0 && is_spool(rec.spool))
+		return spooled.reopened = true;
+	if (rec.spool >= 0)
+		close(rec.spool);
+	rec.spool = NOWHERE;
+	return false;
+}
+
+static bool all_there; /* the whole shared memory has its place, as it need not be made later */
+
+/*
+ * Give a part of the shared memory its place, on a disk or in memory, before it is touched: where
+ * there is none, that would be the end of the process.  0 or an errno.
+ */
+static int make_room(const void *part, size_t size)
+{
+	if (all_there || !madvise((void *)part, size, MADV_POPULATE_WRITE))
+		return 0;
+	return errno == EFAULT ? ENOSPC : errno;
+}
+
+/* The same for what each recording has, or, before Linux 5.14, for all of it. */
+static int make_first_room(const char *memory, int fd)
+{
+	all_there = false;
+
+	int error = make_room(memory, PST_BATCHES_AT);
+
+	if (error == EINVAL) {
+		error = posix_fallocate(fd, 0, PST_SHARED_SIZE);
+		all_there = !error;
+		return error;
+	}
+	return error ? error : make_room(memory + PST_COUNTS_AT, PST_SHARED_SIZE - PST_COUNTS_AT);
+}
+
 int recorder_start(int fd, int spool, uint64_t max_events)
 {
 	static uint32_t recordings;
 	void *memory = mmap(NULL, PST_SHARED_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	int error;
 
 	if (memory == MAP_FAILED)
 		return errno;
+	error = make_first_room(memory, fd);
+	if (error) {
+		munmap(memory, PST_SHARED_SIZE);
+		return error;
+	}
 	pthread_once(&once, make_key);
+	know_spool(spool);
 	rec.shared = memory;
 	rec.batches = (void *)((char *)memory + PST_BATCHES_AT);
 	rec.counts = (void *)((char *)memory + PST_COUNTS_AT);
@@ -127,6 +221,7 @@ int recorder_start(int fd, int spool, uint64_t max_events)
 	rec.error = 0;
 	rec.events = 0;
 	rec.max_events = max_events;
+	rec.bound_kept = false;
 	last_thread = 0;
 	left_behind = UINT64_MAX;
 	rec.deep = false;
@@ -146,11 +241,16 @@ void recorder_stop(void)
 void recorder_close(void)
 {
 	pthread_mutex_lock(&lock);
-	for (struct thread *t = threads; t; t = t->next)
+	for (struct thread *t = threads; t; t = t->next) {
 		t->batch = NULL;
+		segments_free(t, false);
+	}
 	if (rec.shared)
 		munmap(rec.shared, PST_SHARED_SIZE);
 	rec.shared = NULL;
+	if (spooled.reopened && is_spool(rec.spool))
+		close(rec.spool);
+	spooled.reopened = false;
 	rec.spool = -1;
 	pthread_mutex_unlock(&lock);
 }
@@ -186,8 +286,12 @@ static struct pst_batch *take_batch(void)
 
 		if (n < rec.shared->used && rec.batches[n].thread)
 			continue;
-		if (n >= rec.shared->used)
-			n = rec.shared->used++;
+		if (n >= rec.shared->used) {
+			n = rec.shared->used;
+			if (make_room(&rec.batches[n], PST_BATCH_SIZE))
+				continue; /* to those used before */
+			rec.shared->used++;
+		}
 		hint = n + 1;
 		return &rec.batches[n];
 	}
@@ -207,11 +311,16 @@ static void find_stack(struct thread *t)
 	void *address;
 	size_t size;
 
+	if (segments_find(t))
+		return;
 	t->stack_low = t->stack_left = 0;
 	if (pthread_getattr_np(pthread_self(), &attributes))
 		return;
 	if (!pthread_attr_getstack(&attributes, &address, &size)) {
-		t->stack_left = size / 2 < STACK_MARGIN ? size / 2 : STACK_MARGIN;
+		/* A C function needs the same of a small one. */
+		t->stack_left = size < SMALL_STACK ? size / 4 * 3 : size / 2;
+		if (t->stack_left > STACK_MARGIN)
+			t->stack_left = STACK_MARGIN;
 		t->stack_low = (uintptr_t)address + t->stack_left;
 	}
 	pthread_attr_destroy(&attributes);
@@ -252,6 +361,8 @@ COLD struct thread *recorder_attach(void)
 	}
 	find_stack(t);
 	free_stacks(t);
+	free(t->inside);
+	t->inside = NULL;
 	t->next_stack = 0;
 	t->hooked = 0;
 	t->unhooked = t->refused = false;
@@ -269,11 +380,19 @@ COLD struct thread *recorder_attach(void)
 	t->batch->thread = ++last_thread;
 	t->batch->tid = syscall(SYS_gettid);
 	t->batch->count = 0;
+	t->others = 0;
 	t->batch->sequence = 0;
 	begin_batch(t);
 done:
 	pthread_mutex_unlock(&lock);
 	return t && t->batch ? t : NULL;
+}
+
+COLD bool recorder_count_inside(struct thread *t)
+{
+	if (!t->inside)
+		t->inside = calloc(PST_COUNTED, sizeof(*t->inside));
+	return t->inside;
 }
 
 COLD void recorder_grow(struct thread *t)
@@ -320,8 +439,10 @@ static void put_unsent(struct thread *t, enum pst_other kind)
 		b->words[n++] = (uint64_t)PST_OTHER << PST_KIND_SHIFT | (uint64_t)PST_WORD_TIME
 										<< PST_TIME_BITS;
 		b->words[n++] = now;
+		t->others += 2;
 	}
 	t->last = now;
+	t->others++;
 	b->words[n++] = (uint64_t)PST_OTHER << PST_KIND_SHIFT | (uint64_t)kind << PST_TIME_BITS |
 			(now & ((1ull << PST_TIME_BITS) - 1));
 	b->count = n;
@@ -387,6 +508,10 @@ static void write_record(struct iovec *parts, int count)
 	head.data_size = sizes[0];
 	if (rec.error)
 		return;
+	if (!find_spool()) {
+		rec.error = EBADF;
+		return;
+	}
 	ssize_t wanted = sizeof(head) + sizeof(sizes) + sizes[0];
 	ssize_t n = writev(rec.spool, iov, 2 + count);
 
@@ -446,19 +571,75 @@ void recorder_write_rest(void)
 	free(counts);
 }
 
+/* Leave so many events of a batch, and what names code objects. */
+static void cut(struct pst_batch *b, uint64_t events)
+{
+	uint32_t kept = 0, size;
+
+	for (uint32_t at = 0; at < b->count; at += size) {
+		uint64_t word = b->words[at];
+		uint32_t operand = word >> PST_TIME_BITS & ((1u << PST_OPERAND_BITS) - 1);
+		bool is_event = word >> PST_KIND_SHIFT != PST_OTHER, is_name = false;
+
+		size = 1;
+		if (!is_event)
+			switch (operand & 15) {
+			case PST_WORD_CODE:
+				size += operand >> 4;
+				is_name = true;
+				break;
+			case PST_WORD_TIME:
+			case PST_WORD_DEMOTE:
+			case PST_WORD_PROMOTE:
+				size = 2;
+			}
+		if (!is_name && !events)
+			continue;
+		events -= is_event;
+		memmove(&b->words[kept], &b->words[at], size * sizeof(word));
+		kept += size;
+	}
+	b->count = kept;
+}
+
+/* Count the events of a thread's batch; false: it had too many, and was cut. */
+static bool keep_bound(struct thread *t)
+{
+	uint64_t count = t->batch->count - t->others;
+	/* Atomic: a thread ends without the GIL. */
+	uint64_t events = __atomic_add_fetch(&rec.events, count, __ATOMIC_RELAXED);
+
+	if (!rec.max_events || events < rec.max_events)
+		return true;
+	events -= count;
+	cut(t->batch, events < rec.max_events ? rec.max_events - events : 0);
+	return false;
+}
+
+void recorder_keep_bound(void)
+{
+	if (rec.bound_kept)
+		return;
+	rec.bound_kept = true;
+	pthread_mutex_lock(&lock);
+	for (struct thread *t = threads; t; t = t->next)
+		if (t->batch && t->recording == rec.shared->recording && !keep_bound(t))
+			rec.shared->counters[PST_CALLS_MAX_EVENTS] = 1;
+	pthread_mutex_unlock(&lock);
+}
+
 COLD void recorder_flush(struct thread *t)
 {
 	struct pst_batch *b = t->batch;
 
 	if (!b->count)
 		return;
-	/* Atomic: a thread ends without the GIL. */
-	uint64_t events = __atomic_add_fetch(&rec.events, b->count, __ATOMIC_RELAXED);
-
-	if (rec.max_events && events >= rec.max_events) {
+	if (!keep_bound(t)) {
 		rec.shared->counters[PST_CALLS_MAX_EVENTS] = 1;
 		rec.recording = 0;
 	}
+	t->others = 0;
+	evaluate_look();
 	if (rec.spool >= 0) {
 		write_batch(b, 0);
 	} else {
@@ -485,6 +666,7 @@ COLD uint64_t recorder_whole_time(struct thread *t, uint64_t now)
 	if ((int64_t)(now - t->last) < 0)
 		return t->last;
 	recorder_reserve(t, 3);
+	t->others += 2;
 	put(t, (uint64_t)PST_OTHER << PST_KIND_SHIFT | (uint64_t)PST_WORD_TIME << PST_TIME_BITS);
 	put(t, now);
 	return now;

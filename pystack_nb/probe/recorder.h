@@ -59,9 +59,13 @@ struct thread {
 	struct level *top;
 	struct level *limit;
 	struct pst_batch *batch;
-	uint64_t last;       /* the newest time stored */
-	uintptr_t stack_low; /* a frame below this leaves exact mode */
-	size_t stack_left;   /* bytes of the stack below that */
+	uint32_t others;         /* words in it that are no events */
+	uint64_t last;           /* the newest time stored */
+	uintptr_t stack_low;     /* a frame below this goes on on another stack */
+	size_t stack_left;       /* bytes of the stack below that */
+	uint32_t *inside;        /* open calls by code id; for the times of short ones alone */
+	struct segment *segment; /* the stack that it is on, if that is the probe's own */
+	struct segment *spare;   /* one for the next time */
 	struct stack *stack;
 	struct stack *stacks;
 	uint32_t next_stack;
@@ -78,10 +82,11 @@ struct recorder {
 	struct pst_shared *shared;
 	struct pst_batch *batches;
 	struct pst_count *counts;
-	int spool; /* in-process source: the file that batches are written to; else -1 */
-	int error; /* errno of the first write to it that failed */
-	bool deep; /* calls run unrecorded, a thread being near the end of its C stack */
-	uint64_t events, max_events; /* that have left the batches */
+	int spool;       /* in-process source: the file that batches are written to; else -1 */
+	int error;       /* errno of the first write to it that failed */
+	bool deep;       /* calls run unrecorded, a thread being near the end of its C stack */
+	bool bound_kept; /* what was over max_events is gone */
+	uint64_t events, max_events; /* that have left the batches; how many there may be */
 };
 
 extern struct recorder rec;
@@ -108,6 +113,8 @@ int recorder_start(int fd, int spool, uint64_t max_events);
 void recorder_stop(void);
 /* Unmap; what the threads' batches hold has been taken. */
 void recorder_close(void);
+/* Keep no more events in the batches than there may be; after the stop. */
+void recorder_keep_bound(void);
 /* Append what is left to the in-process source's file. */
 void recorder_write_rest(void);
 /* This process has been forked. */
@@ -122,6 +129,8 @@ void recorder_flush(struct thread *t);
 void recorder_reserve(struct thread *t, uint32_t words);
 /* Store the whole counter, because the last time is too far away. */
 uint64_t recorder_whole_time(struct thread *t, uint64_t now);
+/* Have the thread's `inside`; false: there is no memory. */
+bool recorder_count_inside(struct thread *t);
 /* More levels on the stack in use. */
 void recorder_grow(struct thread *t);
 /* Go on with a stack that has no open call, made if need be. */
@@ -156,8 +165,21 @@ static inline uint64_t put_now(struct thread *t, enum pst_word kind, uint32_t op
 	return now;
 }
 
+static inline void go_inside(struct thread *t, uint32_t id)
+{
+	if (id < PST_COUNTED && (t->inside || recorder_count_inside(t)))
+		t->inside[id]++;
+}
+
+/* A call ends; whether it is inside no other one of the same function. */
+static inline bool go_outside(struct thread *t, uint32_t id)
+{
+	return id < PST_COUNTED && t->inside && t->inside[id] && --t->inside[id] == 0;
+}
+
 static inline void put_other(struct thread *t, enum pst_other kind, uint32_t argument)
 {
+	t->others++;
 	put_now(t, PST_OTHER, kind | argument << 4);
 }
 

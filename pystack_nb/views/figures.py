@@ -93,7 +93,7 @@ def _name_rows(ax: Axes, timeline: Timeline) -> None:
     tops = [row.top + number * ROW_GAP for number, row in enumerate(timeline.rows)]
     ax.set_yticks(
         [top + 0.5 for top in tops],
-        [f"{label(row.name, 20)} {row.tid}" for row in timeline.rows],
+        [f"{label(row.name, 20)} {row.thread}" for row in timeline.rows],
         fontsize=FONT + 1,
     )
     ax.tick_params(axis="y", length=0)

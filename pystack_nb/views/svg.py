@@ -65,12 +65,12 @@ def _draw(timeline: Timeline) -> str:
     for number, row in enumerate(timeline.rows):
         y = AXIS + row.top * LEVEL + number * ROW_GAP
         parts.append(
-            f"<g><title>{markup(row.name)}, thread {row.tid}: "
+            f"<g><title>{markup(row.name)}, thread {row.thread}: "
             f"{many(row.size, row.unit)}</title>"
             f'<rect x="0" y="{y - ROW_GAP / 2:g}" width="{WIDTH}" height="0.5" opacity=".4"/>'
             f'<text x="4" y="{y + 11}">{markup(label(row.name, 20))}</text>'
             f'<text x="4" y="{y + 23}" font-size="9" opacity=".7">'
-            f"{row.tid if row.levels > 1 else ''}</text></g>"
+            f"{row.thread if row.levels > 1 else ''}</text></g>"
         )
     parts += _slices(timeline)
     if notes := hidden(timeline):

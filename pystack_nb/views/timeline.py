@@ -2,7 +2,8 @@
 
 Calls are slices as they are; of threads that have none, samples become slices: as long as
 consecutive samples of a thread have the same outermost frames, these frames are drawn as one
-stretch.  Nothing here draws.
+stretch.  What the process told of itself, marks and layers, has rows of its own.  Nothing here
+draws.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from pystack_nb.views.call_slices import CallSlices
+from pystack_nb.views.event_slices import EventSlices
 from pystack_nb.views.threads import Thread, calling_threads, threads
 
 
@@ -30,7 +32,10 @@ GAP_COLUMNS = 3.0  # nor is less than this drawn as a gap
 
 
 class Row(NamedTuple):
-    """A thread's place: `levels` levels of depth from level `top` down."""
+    """A thread's place: `levels` levels of depth from level `top` down.
+
+    The row for its events has its number with a minus as `tid`.
+    """
 
     tid: int
     name: str
@@ -38,6 +43,11 @@ class Row(NamedTuple):
     unit: str
     top: int
     levels: int
+
+    @property
+    def thread(self) -> int:
+        """The thread's number."""
+        return abs(self.tid)
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class Timeline:
         What the time axis spans.
     rows : list of Row
         From the top: the main thread, then the others, busiest first; those with calls
-        stand above those that have samples alone.
+        stand above those that have samples alone.  Events stand above their thread.
     slices : pandas.DataFrame
         Columns ``tid depth ts_ns dur_ns kind function filename line_number count unit level``.
         The last is the vertical place in the whole picture; ``count`` tells how many calls
@@ -98,7 +108,8 @@ def layout(
     """
     start_ns, end_ns = extent(recording)
     every = all_threads(recording)
-    shown = every[:max_threads]
+    events = EventSlices(recording, max_depth)
+    shown = events.among(every[:max_threads], max_threads)
     calling = [thread for thread in shown if thread.unit == "call"]
     calls = CallSlices(recording, calling, max_depth) if calling else None
     sampled = [thread.tid for thread in shown if thread.unit == "sample"]
@@ -106,6 +117,7 @@ def layout(
         parts = [_sampled(recording, sampled, columns, max_depth)]
         if calls:
             parts.insert(0, calls.merge(start_ns, (end_ns - start_ns) / columns))
+        parts += events.merge(start_ns, (end_ns - start_ns) / columns)
         table = pd.concat([x for x in parts if len(x)] or parts)
         count = len(table)
         if count <= max_slices or columns < FEWEST_COLUMNS:
@@ -130,7 +142,7 @@ def layout(
         end_ns,
         rows,
         table,
-        hidden_threads=len(every) - len(shown),
+        hidden_threads=max(len(every) - max_threads, 0),
         hidden_slices=count - len(table),
         hidden_levels=max(_deepest(recording, shown) - max_depth, 0),
     )

@@ -22,7 +22,7 @@ def colour(kind: str, function: str, filename: str) -> str:
         ``#rrggbb``.
     """
     shade = zlib.crc32(function.encode()) % 64 / 64
-    if kind == "python":
+    if kind in {"python", "event"}:
         hue, saturation = zlib.crc32(filename.encode()) % 360 / 360, 0.55
     else:
         hue, saturation = (0.58, 0.18) if kind == "native" else (0.02, 0.35)

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import sys
-
-from pathlib import Path
+import torch
 
 
-# What the tests of faults share lies beside them.
-sys.path.insert(0, str(Path(__file__).parent))
+# The networks are small, and other processes may keep the other processors busy.
+torch.set_num_threads(1)

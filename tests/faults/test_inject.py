@@ -7,7 +7,10 @@ import math
 import time
 import warnings
 
-import numpy as np
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import pytest
 import torch
 
@@ -25,24 +28,23 @@ from nets import (
     unchanged,
 )
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from pystack_nb.errors import FaultError
 from pystack_nb.faults import (
     BitErrorRate,
     BitFlip,
-    Channel,
     Custom,
-    ElementErrorRate,
     Everywhere,
     Fault,
     Noise,
     Replace,
-    Row,
     Several,
     StuckAt,
     Zero,
     inject,
     sites,
+    structures,
 )
 
 
@@ -138,6 +140,53 @@ def test_dicts_and_tuples_are_struck_by_path_and_not_in_place():
     assert mask.tolist() == [1, 1]
     with inject(model, Fault("(model)", "input.kw.scale", (), Replace(0.0))):
         assert not model(x, scale=scale)["logits"].any()
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Record:
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+class Attributed(OrderedDict):
+    """A dict with attributes, as libraries of transformers give it."""
+
+
+@pytest.mark.parametrize(
+    ("make", "second"),
+    [
+        (lambda x: Pair(x, x + 1), "output.1"),
+        (lambda x: Record(x, x + 1), "output.second"),
+        (lambda x: [x, x + 1], "output.1"),
+        (lambda x: Attributed(first=x, second=x + 1), "output.second"),
+        (lambda x: x.reshape(1, 3).mul(-1).cummin(1), "output.0"),
+        (lambda x: pack_padded_sequence(x.reshape(1, 3, 1), [3], batch_first=True), "output.0"),
+    ],
+)
+def test_structures_of_every_kind_are_rebuilt_as_what_they_were(make, second):
+    class Gives(nn.Module):
+        def forward(self, x):
+            return make(x)
+
+    model, x = Gives(), torch.zeros(3)
+    clean = model(x)
+    with inject(model, Fault("", second, Everywhere(), Replace(9.0))):
+        given = model(x)
+    assert type(given) is type(clean)
+    paths = structures.outputs(clean)
+    assert structures.outputs(given) == paths
+    for role, path in paths.items():
+        tensor = structures.get(given, path)
+        if role == second:
+            assert (tensor == 9).all()
+        else:
+            assert torch.equal(tensor, structures.get(clean, path))
+    assert (x == 0).all()
 
 
 def test_a_fault_in_one_branch_leaves_the_other_alone():
@@ -281,6 +330,34 @@ def test_training_goes_on_under_faults_and_gradients_pass():
     assert model.training
 
 
+def test_a_stuck_bit_stays_so_whatever_is_written_to_it_and_a_flipped_one_does_not():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).train()
+    before = model[0].weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    faults = [
+        Fault("0", "weight", (0, 0), StuckAt(1, bit=31)),
+        Fault("1", "running_mean", 0, StuckAt(1, bit=31)),
+        Fault("0", "bias", 0, BitFlip(bit=30)),
+    ]
+    seen = []
+    model[0].register_forward_hook(lambda layer, *_: seen.append(layer.weight[0, 0].item()))
+    with inject(model, *faults) as log:
+        for _ in range(3):
+            (model(torch.randn(4, 2)) ** 3).sum().backward()
+            optimizer.step()
+            with torch.no_grad():
+                model[0].bias.fill_(0.5)
+                model[0].weight.abs_()
+                model[1].running_mean.fill_(2.0)
+        model.eval()(torch.zeros(1, 2))
+        assert model[1].running_mean[0] == -2
+        assert model[0].bias[0] == 0.5
+    assert len(seen) == 4
+    assert max(seen) < 0
+    assert len(log) == 3
+    assert same_bits(model[0].weight[0, 0], before[0, 0])
+
+
 def test_inference_mode_is_fine():
     model = lenet()
     with torch.inference_mode():
@@ -300,72 +377,6 @@ def test_layers_that_are_called_by_themselves_are_struck_too():
     assert log.to_frame()["forward"].tolist() == [0, 1, 1]
 
 
-@pytest.mark.parametrize(
-    ("pattern", "shape", "struck"),
-    [
-        (Channel(1), (3, 4, 8, 8), lambda t: t[:, 1]),
-        (Channel(5, dim=-1), (3, 4, 8, 8), lambda t: t[..., 5]),
-        (Everywhere(), (3, 4, 8, 8), lambda t: t),
-    ],
-)
-def test_patterns_strike_what_they_name(pattern, shape, struck):
-    expected = torch.zeros(shape)
-    struck(expected)[...] = 9
-    model = nn.Identity()
-    with inject(model, Fault("", index=pattern, error=Replace(9.0))):
-        assert torch.equal(model(torch.zeros(shape)), expected)
-    expected[:2] = 0
-    with inject(model, Fault("", index=pattern, error=Replace(9.0), sample=2)) as log:
-        assert torch.equal(model(torch.zeros(shape)), expected)
-    assert len(log) == int((expected != 0).sum())
-    assert {index[0] for index in log.to_frame()["index"]} == {2}
-
-
-def test_random_patterns_have_their_shape():
-    model, x = nn.Identity(), torch.zeros(3, 4, 5)
-    with inject(model, Fault("", index=Row(), error=Replace(1.0)), seed=1):
-        assert sorted(model(x).sum(2).flatten().tolist()) == [0] * 11 + [5]
-    with inject(model, Fault("", index=Row(dim=0), error=Replace(1.0)), seed=1):
-        assert sorted(model(x).sum(0).flatten().tolist()) == [0] * 19 + [3]
-    with inject(model, Fault("", index=Several(7), error=Replace(1.0)), seed=1):
-        assert model(x).sum() == 7
-    linear = nn.Linear(4, 3)
-    with inject(linear, Fault("", "weight", Channel(2), Zero())):
-        assert linear.weight.abs().sum(1).tolist()[2] == 0
-        assert linear.weight[:2].all()
-
-
-@pytest.mark.parametrize("rate", [0.0, 0.01, 1.0])
-def test_rates_per_bit_and_per_element_are_kept(rate):
-    model, x = nn.Identity(), torch.zeros(100, 100)
-    with inject(model, Fault("", index=BitErrorRate(rate)), seed=0) as log:
-        model(x)
-    masks = np.concatenate([[np.uint64(0)], log.to_frame()["changed"].to_numpy(np.uint64)])
-    flips = sum(mask.bit_count() for mask in masks.tolist())
-    mean = 320_000 * rate
-    assert abs(flips - mean) <= 6 * math.sqrt(mean * (1 - rate))
-    with inject(model, Fault("", index=ElementErrorRate(rate), error=Replace(1.0)), seed=0):
-        mean = 10_000 * rate
-        assert abs(float(model(x).sum()) - mean) <= 6 * math.sqrt(mean * (1 - rate))
-
-
-def test_a_seed_decides_and_each_fault_has_a_stream_of_its_own():
-    model = lenet()
-
-    def places(*faults, seed):
-        with inject(model, *faults, seed=seed) as log:
-            model(IMAGES)
-        frame = log.to_frame()
-        return frame[frame["fault"] == 0][["index", "bit"]].to_numpy().tolist()
-
-    state_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    one = places(Fault("0"), seed=5)
-    assert one == places(Fault("0"), Fault("2"), Fault("5", "weight"), seed=5)
-    assert one != places(Fault("0"), seed=6)
-    assert torch.equal(state_before[0], torch.get_rng_state())
-    assert (state_before[1] == np.random.get_state()[1]).all()  # noqa: NPY002
-
-
 def test_the_log_says_when():
     model = lenet()
     started = time.monotonic_ns()
@@ -375,6 +386,27 @@ def test_the_log_says_when():
     assert len(log) == 2
     times = log.to_frame()["time_ns"].tolist()
     assert started <= times[0] <= times[1] <= time.monotonic_ns()
+
+
+def test_a_recording_of_the_process_has_an_event_for_each_injection(monkeypatch):
+    model, events = lenet(), []
+    monkeypatch.setattr("pystack_nb.marks.recording", lambda: True)
+    monkeypatch.setattr("pystack_nb.marks.emit", lambda *event: events.append(event))
+    weight = Fault("5", "weight", (2, 1), Replace(4.0))
+    with inject(model, Fault("0", index=Several(3), error=StuckAt(1, bit=2)), weight) as log:
+        model(IMAGES)
+    identity = nn.Identity()
+    with inject(identity, Fault("", index=BitErrorRate(0.0)), Fault("", "input", ())):
+        identity(torch.tensor(1.0))
+    kind, names, starts, _, args = zip(*events, strict=True)
+    assert {*kind} == {"fault"}
+    assert names[:2] == ("5:weight", "0:output")
+    assert list(starts[:2]) == log.to_frame()["time_ns"].unique().tolist()
+    assert args[0]["index"] == [2, 1]
+    assert args[0]["after"] == 4
+    assert args[1]["elements"] == 3
+    assert args[1]["index"] == list(log.to_frame()["index"][1])
+    assert [(a["elements"], a.get("index")) for a in args[2:]] == [(1, []), (0, None)]
 
 
 def test_packed_weights_of_quantised_layers_are_unpacked_struck_and_packed_again():
@@ -403,74 +435,3 @@ def test_packed_weights_of_quantised_layers_are_unpacked_struck_and_packed_again
     with inject(model, Fault("0", "bias", 0, Replace(1e4))):
         assert (model(x)[:, 0] > 9e3).all()
     assert same_bits(model(x), clean)
-
-
-@pytest.mark.parametrize(
-    ("fault", "says"),
-    [
-        (lambda: Fault("5.weigth"), "'5'"),
-        (lambda: Fault(3), "has a name"),
-        (lambda: Fault("5", "weights"), "'weight' or 'bias'"),
-        (lambda: Fault("2", "weight"), "owns none"),
-        (lambda: Fault("5", "weight", (10, 0)), "from 0 to 9"),
-        (lambda: Fault("5", "weight", (0,)), "2 dimensions"),
-        (lambda: Fault("5", "weight", (0, -1)), "counts from 0"),
-        (lambda: Fault("5", "weight", "all"), "whole number"),
-        (lambda: Fault("5", "weight", error=BitFlip(bit=32)), "no bit 32"),
-        (lambda: Fault("5", "weight", error=30), "no error model"),
-        (lambda: Fault("5", "weight", call=1), "role input or output"),
-        (lambda: Fault("5", "weight", Several(1000)), "choose fewer"),
-        (lambda: Fault("5", "weight", Channel(10)), "no channel 10"),
-        (lambda: Fault("5", "weight", Row(dim=2)), "no dimension 2"),
-        (lambda: Fault("5", "weight", BitErrorRate(0.1), Zero()), "ElementErrorRate"),
-        (lambda: Fault("5", "weight", BitErrorRate(2)), "from 0 to 1"),
-        (lambda: Fault("5", index=(0, 10)), "from 0 to 9"),
-        (lambda: Fault("5", index=(3, 0)), "no sample 3"),
-        (lambda: Fault("5", index=(3, 10)), "from 0 to 9"),
-        (lambda: Fault("5", sample=3), "no sample 3"),
-        (lambda: Fault("5", sample=0, index=(1, 0)), "leave one"),
-        (lambda: Fault("5", "output.0"), "choose 'output'"),
-        (lambda: Fault("5", call=1), "none got there"),
-        (lambda: Fault("5", when=7), "forward 7"),
-        (lambda: Fault("5", when=()), "names no forward"),
-        (lambda: Fault("5", error=BitFlip(bit=40)), "no bit 40"),
-    ],
-)
-def test_a_fault_that_can_not_be_is_an_error_and_the_model_is_as_before(fault, says):
-    model = lenet()
-    before = state(model)
-    with pytest.raises(FaultError, match=says), inject(model, Fault("0", "weight"), fault()):
-        model(IMAGES)
-    assert unchanged(model, before)
-
-
-def test_what_is_no_model_no_fault_or_no_seed_is_refused():
-    for model, faults, seed in [
-        (len, [Fault("")], 0),
-        (lenet(), [], 0),
-        (lenet(), [Fault("")], -1),
-    ]:
-        with pytest.raises(FaultError), inject(model, *faults, seed=seed):
-            pass
-
-
-def test_a_fault_that_no_forward_reached_is_an_error_but_hides_no_other_one():
-    model = Shared()
-    with pytest.raises(FaultError, match="did not take place"), inject(model, Fault("unused")):
-        model(torch.randn(1, 4, 6, 6))
-    with pytest.raises(ZeroDivisionError), inject(model, Fault("unused")):
-        raise ZeroDivisionError
-
-
-def test_a_model_that_is_converted_under_a_fault_is_told():
-    model = nn.Linear(2, 2)
-    with pytest.raises(FaultError, match="outside of inject"), inject(model, Fault("", "weight")):
-        model.double()
-
-
-def test_lazy_layers_are_told_to_be_run_first():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = nn.LazyLinear(3)
-    with pytest.raises(FaultError, match="run the model once"), inject(model, Fault("", "weight")):
-        pass

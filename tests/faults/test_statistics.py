@@ -137,7 +137,7 @@ def test_strata_without_weight_have_no_rate():
 def test_stratified_intervals_cover_the_truth(split, rates):
     rates, weights = np.array(rates), np.array([0.02, 0.5, 0.4, 0.05, 0.03])
     rng, truth, covered = np.random.default_rng(2), float(rates @ weights), []
-    for _ in range(1000):
+    for _ in range(500):
         if split == "neyman":
             first = rng.binomial(50, rates)
             sizes = neyman(1500, weights, first, np.full(5, 50))

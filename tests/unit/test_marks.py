@@ -183,6 +183,17 @@ def test_args_whose_repr_fails_or_that_contain_themselves_break_nothing():
     assert len(text) < 4000
 
 
+def test_odd_names_keys_and_times_of_one_event_do_not_spoil_the_others(kept):
+    def tell():
+        with mark(5):  # type: ignore[arg-type]
+            marks.emit("layer", "x" * 2000, np.int64(7), np.int32(3), {4: 1, (1, 2): "pair"})
+
+    events = kept(tell).events
+    assert events["name"].tolist() == ["x" * 1000, "5"]
+    assert events["args"][0] == {"4": 1, "(1, 2)": "pair"}
+    assert events["dur_ns"][0] == 3
+
+
 def test_events_survive_saving_and_loading_with_odd_names(kept, tmp_path):
     def tell():
         with mark("lone \udcff", text="\udcff", ü="é"):

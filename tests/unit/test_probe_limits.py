@@ -82,9 +82,79 @@ def test_recursion_in_c_is_an_error_and_no_crash(probed):
     assert probed.ncalls()["leaf"] == 100
 
 
-def test_recursion_near_the_end_of_the_stack_is_counted_and_recording_goes_on(probed):
+# Whoever has greenlets must stay on the thread's own stack, which comes to its end.
+ON_ONE_STACK = "sys.modules['greenlet'] = sys\n"
+
+
+def test_every_call_of_a_recursion_is_recorded_whatever_the_stack(probed):
     probed.run(
         f"{DOWN}\n"
+        "def program():\n"
+        "    down(60_000)\n"
+        "    threading.stack_size(64 * 1024)\n"
+        "    thread = threading.Thread(target=down, args=(20_000,))\n"
+        "    thread.start(); thread.join()\n"
+        "    call(10)\n"
+        "keep(record(program))\n"
+    )
+    recording = probed.recording()
+    assert probed.ncalls()["down"] == 60_001 + 20_001
+    assert recording.info["incomplete"] == 0
+    assert recording.calls["depth"].max() > 60_000
+
+
+def test_code_that_runs_for_the_first_time_recurses_as_deep_as_unrecorded(probed):
+    depth = 10_000 if probed.minor == 11 else 30_000  # 3.11 itself ends with a fault beyond
+    probed.run(
+        "sys.setrecursionlimit(100_000)\n"
+        "class Thing:\n"
+        "    left = 0\n"
+        "    @property\n"
+        "    def cold(self):\n"
+        "        if not self.left: return 0\n"
+        "        self.left -= 1\n"
+        "        return self.cold\n"
+        "    def __getitem__(self, depth): return self[depth - 1] if depth else 0\n"
+        "def program():\n"
+        f"    thing = Thing(); thing.left = {depth}; thing.cold; thing[{depth}]\n"
+        "keep(record(program))\n"
+    )
+    found = probed.ncalls()
+    assert found["Thing.cold"] == found["Thing.__getitem__"] == depth + 1
+
+
+@pytest.mark.parametrize("size", [32, 64, 256])
+def test_a_thread_with_a_small_stack_can_be_recorded_with_all_options(probed, size):
+    probed.run(
+        "sys.setrecursionlimit(10_000)\n"
+        "def star(*depth): return star(*(depth[0] - 1,)) if depth[0] else 0\n"
+        "def generator(depth):\n"
+        "    if depth: yield from generator(depth - 1)\n"
+        "    yield depth\n"
+        "class Thing:\n"
+        "    def __getitem__(self, depth): return self[depth - 1] if depth else 0\n"
+        "new = {}\n"
+        "exec('\\n'.join(f'def f{n}(): return f{n + 1}() if {n} < 200 else 0' for n in range(201)),"
+        " new)\n"
+        "def deep(): star(900); list(generator(100)); Thing()[900]; new['f0']()\n"
+        "def program():\n"
+        f"    threading.stack_size({size} * 1024)\n"
+        "    thread = threading.Thread(target=deep)\n"
+        "    thread.start(); thread.join()\n"
+        "keep(record(program), 'whole')\n"
+        "keep(record(program, c_calls=True, min_us=0.001, budget=1.0), 'limited')\n"
+    )
+    found = probed.ncalls("whole")
+    assert found["star"] == found["Thing.__getitem__"] == 901
+    assert found["f200"] == 1
+    limited = probed.recording("limited")
+    if limited.info["calls_stopped"] is None:
+        assert probed.ncalls("limited")["star"] == 901
+
+
+def test_recursion_near_the_end_of_the_stack_is_counted_and_recording_goes_on(probed):
+    probed.run(
+        f"{DOWN}{ON_ONE_STACK}\n"
         "def program():\n"
         "    for _ in range(3): down(60_000)\n"
         "    call(1000)\n"
@@ -103,7 +173,7 @@ def test_recursion_near_the_end_of_the_stack_is_counted_and_recording_goes_on(pr
 
 def test_a_thread_with_a_small_stack_recurses_and_other_threads_say_what_they_miss(probed):
     probed.run(
-        f"{DOWN}\n"
+        f"{DOWN}{ON_ONE_STACK}\n"
         "deep, go_on = threading.Semaphore(0), threading.Semaphore(0)\n"
         "def bottom(depth):\n"
         "    if depth: return bottom(depth - 1)\n"
@@ -125,10 +195,29 @@ def test_a_thread_with_a_small_stack_recurses_and_other_threads_say_what_they_mi
     assert recording.calls.query("function == 'bottom'")["complete"].all()
 
 
+def test_what_ran_before_recurses_near_the_end_of_a_small_stack_as_deep_as_unrecorded(probed):
+    probed.run(
+        f"{ON_ONE_STACK}\nsys.setrecursionlimit(10_000)\n"
+        "class Thing:\n"
+        "    def __getitem__(self, depth): return self[depth - 1] if depth else 0\n"
+        "def program():\n"
+        "    thread = threading.Thread(target=Thing().__getitem__, args=(900,))\n"
+        "    thread.start(); thread.join()\n"
+        "    call(10)\n"
+        "threading.stack_size(256 * 1024)\n"
+        "program()\n"
+        "keep(record(program, c_calls=True))\n"
+    )
+    recording = probed.recording()
+    assert probed.ncalls()["leaf"] == 10
+    assert (recording.calls["kind"] == "c-call").any()
+    assert recording.info["call_counters"]["hook_taken"] == 0
+
+
 def test_a_recording_may_be_stopped_and_begun_anew_near_the_end_of_the_stack(probed):
     probed.build_evaluator()
     probed.run(
-        f"{DOWN}\n"
+        f"{DOWN}{ON_ONE_STACK}\n"
         "def dives(depth):\n"
         "    global recording\n"
         "    if depth: return dives(depth - 1)\n"
@@ -218,11 +307,23 @@ def test_files_and_modules_are_chosen_by_globs(probed):
 
 
 def test_a_bound_on_events_ends_the_recording_cleanly(probed):
-    probed.run("keep(record(lambda: call(100_000), max_events=10_000))\n")
-    recording = probed.recording()
-    assert recording.info["calls_stopped"] == "max-events"
-    assert 10_000 <= 2 * len(recording.calls) < 15_000
-    assert any("bound on events" in note for note in recording.info["notes"])
+    probed.run(
+        "def threads():\n"
+        "    threads = [threading.Thread(target=call, args=(5000,)) for _ in range(4)]\n"
+        "    for thread in threads: thread.start()\n"
+        "    for thread in threads: thread.join()\n"
+        "keep(record(lambda: call(100_000), max_events=10_000))\n"
+        "keep(record(lambda: call(1000), max_events=101), 'few')\n"
+        "keep(record(threads, max_events=9999), 'threads')\n"
+        "keep(record(lambda: call(100), max_events=9999), 'all')\n"
+    )
+    for name, bound in (("out", 10_000), ("few", 101), ("threads", 9999)):
+        recording = probed.recording(name)
+        assert recording.info["calls_stopped"] == "max-events"
+        assert len(recording.calls) + recording.calls["complete"].sum() == bound
+        assert recording.info["incomplete_by_cause"]["calls-not-named"] == 0
+        assert any("bound on events" in note for note in recording.info["notes"])
+    assert probed.recording("all").info["calls_stopped"] is None
 
 
 def test_what_a_budget_demotes_is_told_and_no_call_is_missing(probed):
@@ -264,6 +365,90 @@ def test_counted_calls_that_cost_too_much_end_exact_recording(probed):
     recording = probed.recording()
     assert recording.info["calls_stopped"] == "budget"
     assert any("more than its budget" in note for note in recording.info["notes"])
+
+
+MANY_WAYS = {
+    "short calls that are taken back": ("call(400_000)", "min_us=1e6"),
+    "calls deeper than asked": ("call(400_000)", "depth=1"),
+    "calls that are not wanted": ("call(400_000)", "exclude=('<string>',)"),
+    "functions that are called in turn": ("for f in functions * 300: f()", ""),
+}
+
+
+@pytest.mark.parametrize(("body", "options"), MANY_WAYS.values(), ids=MANY_WAYS)
+def test_a_budget_holds_for_whatever_goes_through_the_evaluator(probed, body, options):
+    probed.run(
+        "made = {}\nexec('\\n'.join(f'def f{n}(): pass' for n in range(2000)), made)\n"
+        "functions = [made[f'f{n}'] for n in range(2000)]\n"
+        f"def program():\n    {body}\n"
+        f"keep(record(program, budget=1e-6, {options}))\n"
+    )
+    recording = probed.recording()
+    assert recording.info["calls_stopped"] == "budget"
+    assert any("more than its budget" in note for note in recording.info["notes"])
+
+
+def test_what_a_call_costs_is_measured_once_and_with_nobody_in_the_way(probed):
+    probed.run(
+        "from pystack_nb import probe\n"
+        "budget = CallOptions(budget=0.5)\n"
+        "recording = Recording()\nProbe(budget).close()\nassert not probe._costs\n"
+        "recording.stop()\nProbe(budget).close()\n"
+        "[known] = probe._costs.values()\n"
+        "assert all(0 < cost <= 1000 for cost in known), known\n"
+        "Probe(budget).close()\nassert [*probe._costs.values()][0] is known\n"
+    )
+
+
+def test_a_recording_that_has_ended_by_itself_watches_no_c_function_any_more(probed):
+    if probed.minor == 11:
+        pytest.skip("3.11 does not tell what its profile hook is")
+    probed.run(
+        "import dis\n"
+        "def f():\n    len('')\n"
+        "[at] = [x.offset for x in dis.get_instructions(f) if x.opname == 'CALL']\n"
+        "def watched(): return f.__code__._co_code_adaptive[at] >= 230\n"
+        "seen = []\n"
+        "def program():\n"
+        "    f(); seen.append(watched())\n"
+        "    call(5000); f(); f(); seen.append(watched())\n"
+        "for options in (dict(max_events=500), dict(budget=1e-6)):\n"
+        "    record(lambda: program() or call(400_000) or program(), c_calls=True, **options)\n"
+        "    first, *_, last = seen\n    seen.clear()\n"
+        "    assert first and not last, options\n"
+    )
+
+
+def test_a_budget_holds_for_c_functions_and_other_calls_go_on(probed):
+    probed.run(
+        "def many():\n    for _ in range(1_000_000): len('')\n"
+        "def program():\n    many()\n    call(10)\n"
+        "keep(record(program, budget=0.01, c_calls=True))\n"
+    )
+    recording = probed.recording()
+    assert 0 < (recording.calls["function"] == "len").sum() < 1_000_000
+    assert recording.info["call_counters"]["c_stopped"] == 1
+    assert any("calls of C functions would have cost" in x for x in recording.info["notes"])
+    assert recording.info["calls_stopped"] == "budget" or probed.ncalls()["leaf"] == 10
+
+
+def test_the_total_of_a_recursion_of_short_calls_counts_each_moment_once(probed):
+    probed.run(
+        "def fib(n): return n if n < 2 else fib(n - 1) + fib(n - 2)\n"
+        "class Thing:\n"
+        "    def __init__(self, depth):\n"
+        "        if depth: Thing(depth - 1)\n"
+        "def program():\n    fib(14); fib(10); make(Thing)\n"
+        "def make(kind):\n    for _ in range(20): kind(100)\n"
+        "begin = time.monotonic_ns()\n"
+        "keep(record(program, min_us=1e8))\n"
+        "print(time.monotonic_ns() - begin)\n"
+    )
+    table = probed.recording().functions().set_index("function")
+    program = table.loc["program", "total_ns"]
+    for name, calls in (("fib", 1219 + 177), ("Thing.__init__", 20 * 101)):
+        assert table.loc[name, "ncalls"] == calls
+        assert 0 < table.loc[name, "total_ns"] <= program
 
 
 C_CALLS = """

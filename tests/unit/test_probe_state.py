@@ -48,6 +48,44 @@ def test_an_evaluator_that_came_while_recording_stays_and_is_recorded_through(pr
     assert probed.ncalls("third")["leaf"] == 500
 
 
+def test_an_evaluator_that_calls_nobody_else_is_named_in_the_recording(probed):
+    probed.build_evaluator()
+    probed.run(
+        "import evaluator\n"
+        "evaluator.alone(True)\n"
+        "def program():\n    call(10)\n    evaluator.install()\n    call(500)\n"
+        "keep(record(program), 'first')\n"
+        "evaluator.restore()\n"
+        "keep(record(lambda: call(50)), 'second')\n"
+    )
+    info = probed.recording("first").info
+    assert info["incomplete_by_cause"]["other-evaluator"] == 1
+    assert any("does not call the probe" in note for note in info["notes"])
+    assert probed.ncalls("first")["leaf"] == 10
+    assert probed.ncalls("second")["leaf"] == 50
+    assert probed.recording("second").info["incomplete"] == 0
+
+
+def test_an_evaluator_that_came_and_went_is_told_where_it_was_seen_once(probed):
+    probed.build_evaluator()
+    probed.run(
+        "import evaluator\nsys.setrecursionlimit(100_000)\n"
+        "def down(depth):\n"
+        "    return down(depth - 1) + 1 if depth else evaluator.install() or 0\n"
+        "evaluator.alone(True)\n"
+        "def program():\n    down(3000)\n    evaluator.restore()\n    call(10)\n"
+        "keep(record(program), 'alone')\n"
+        "evaluator.alone(False)\n"
+        "def program():\n    evaluator.install()\n    call(5000)\n    evaluator.restore()\n"
+        "keep(record(program), 'chained')\n"
+    )
+    assert probed.ncalls("chained")["leaf"] == 5000
+    assert probed.recording("chained").info["incomplete"] == 0
+    info = probed.recording("alone").info
+    assert info["incomplete_by_cause"]["other-evaluator"] == 1
+    assert any("was there for a while" in note for note in info["notes"])
+
+
 def test_a_second_recording_is_refused_and_the_first_one_goes_on(probed):
     probed.run(
         "def program():\n"

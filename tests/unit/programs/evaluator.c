@@ -6,11 +6,12 @@
 
 static _PyFrameEvalFunction before;
 static long evaluations;
+static int alone; /* whoever was there before is not called */
 
 static PyObject *evaluate(PyThreadState *ts, struct _PyInterpreterFrame *f, int throwing)
 {
 	evaluations++;
-	return before(ts, f, throwing);
+	return alone ? _PyEval_EvalFrameDefault(ts, f, throwing) : before(ts, f, throwing);
 }
 
 static _PyFrameEvalFunction present(void)
@@ -22,6 +23,12 @@ static PyObject *install(PyObject *module, PyObject *unused)
 {
 	before = present();
 	_PyInterpreterState_SetEvalFrameFunc(PyInterpreterState_Get(), evaluate);
+	Py_RETURN_NONE;
+}
+
+static PyObject *set_alone(PyObject *module, PyObject *value)
+{
+	alone = PyObject_IsTrue(value);
 	Py_RETURN_NONE;
 }
 
@@ -46,11 +53,9 @@ static PyObject *installed(PyObject *module, PyObject *unused)
 }
 
 static PyMethodDef methods[] = {
-	{"install", install, METH_NOARGS, NULL},
-	{"restore", restore, METH_NOARGS, NULL},
-	{"count", count, METH_NOARGS, NULL},
-	{"installed", installed, METH_NOARGS, NULL},
-	{NULL, NULL, 0, NULL},
+	{"install", install, METH_NOARGS, NULL},     {"alone", set_alone, METH_O, NULL},
+	{"restore", restore, METH_NOARGS, NULL},     {"count", count, METH_NOARGS, NULL},
+	{"installed", installed, METH_NOARGS, NULL}, {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef definition = {

@@ -1,0 +1,278 @@
+"""What becomes of faults: the fast way to the outcomes that the slow way would give.
+
+The slow way is a forward of the model for each fault, with one sample.  Here the forward is
+traced once as a program (`engine_program`) that starts where a fault strikes:
+
+* neuron faults share a batch, one in each row (`engine_neurons`);
+* a weight is struck in place, and what comes before it is computed once (`engine_weights`);
+* a fault whose traces vanish is not followed any further.
+
+Rounding may depend on the size of a batch.  Golden numbers, and thus what a fault finds and
+leaves, are therefore computed sample by sample; an outcome that a rounding error might change
+is taken from a run of that fault alone, which is bit for bit what the model gives.  Where no
+program can be made, each fault has a forward of the model (`engine_direct`).
+"""
+
+from __future__ import annotations
+
+import time
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pystack_nb.errors import CampaignError, FaultError
+from pystack_nb.faults import engine_direct as direct
+from pystack_nb.faults.engine_evaluation import Evaluation
+from pystack_nb.faults.engine_golden import Golden
+from pystack_nb.faults.engine_program import Program, UntraceableError
+from pystack_nb.faults.layers import layers
+from pystack_nb.faults.metrics import Metric, Top1, as_metric
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import pandas as pd
+
+    from pystack_nb.faults.engine_program import Env
+    from pystack_nb.faults.engine_trials import Ints
+
+__all__ = ["Engine", "EngineData"]
+
+_LARGEST_BATCH = 512
+# Rounding errors that were seen, times this, is what may happen.
+_SAFETY = 32
+# What a few hundred operations make of one: more than that is another result.
+_ROUNDING = 2048
+
+
+@dataclass(frozen=True)
+class EngineData:
+    """Samples.
+
+    Parameters
+    ----------
+    inputs : list of torch.Tensor, shape (samples, ...)
+        One for each positional argument of the model, on its device.
+    labels : torch.Tensor, shape (samples, ...), or None
+        What is known to be right.
+    """
+
+    inputs: Sequence[torch.Tensor]
+    labels: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+    def rows(self, samples: Ints) -> list[torch.Tensor]:
+        """Copy the inputs of some samples."""
+        which = torch.from_numpy(samples)
+        return [x[which.to(x.device)] for x in self.inputs]
+
+
+class Engine:
+    """Evaluates faults in a model.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In eval mode.  Its weights are struck while faults are evaluated, and are as they were
+        afterwards.
+    data : EngineData
+        The samples.
+    metric : Metric or callable
+        What counts as a wrong output.
+    batch_size : int, optional
+        Neuron faults that are computed together; found out by measuring if not given.  No
+        result depends on it.
+    weight_samples : int, optional
+        Evaluate each weight fault on so many samples, the first ones of the data, instead of
+        on its own: its outcome is then the worst one, ``DUE``, ``SDC``, ``masked``, and its
+        score the mean.
+
+    Raises
+    ------
+    FaultError
+        If the model draws random numbers, as in training mode.
+    CampaignError
+        If the metric needs labels and there are none, or there are too few samples.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        data: EngineData,
+        metric: Metric | Callable[..., Any] | None = None,
+        batch_size: int | None = None,
+        weight_samples: int | None = None,
+    ) -> None:
+        self.model = model
+        self.data = data
+        self.metric = as_metric(Top1() if metric is None else metric)
+        self.weight_samples = weight_samples
+        self._given_batch = batch_size
+        self._state: list[int] = []
+        self.layers = layers(model)
+        self._check()
+
+    def evaluate(self, faults: pd.DataFrame) -> pd.DataFrame:
+        """Run faults, in whatever order is quick.
+
+        Parameters
+        ----------
+        faults : pandas.DataFrame
+            As in a plan: ``fault layer call role kind element sample and_mask or_mask
+            xor_mask`` and, where it is not all NaN, ``value``.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row per fault, in the order given: ``fault``, ``outcome`` (``masked``, ``SDC``
+            or ``DUE``), ``before`` and ``after`` (the struck element's number as float64),
+            ``score`` (the metric's; NaN where it has none, and for ``DUE``).
+
+        Raises
+        ------
+        FaultError
+            If a fault names no place in the model.
+        CampaignError
+            If it names no sample.
+        """
+        state = [t.data_ptr() for t in (*self.model.parameters(), *self.model.buffers())]
+        if state != self._state:
+            # Tensors were exchanged, as `load_state_dict(assign=True)` does.
+            self._state = state
+            for name in ("program", "_tuned"):
+                self.__dict__.pop(name, None)
+        return Evaluation(self, faults).run()
+
+    @cached_property
+    def program(self) -> Program | None:
+        """The model's forward; None if it is no fixed list of operations."""
+        try:
+            program = Program(self.model, self.data.rows(np.arange(min(3, len(self.data)))))
+            return program if self._agrees(program) else None
+        except UntraceableError:
+            return None
+
+    @cached_property
+    def batch(self) -> int:
+        """Rows that are computed together."""
+        return self._tuned[0]
+
+    @property
+    def noise(self) -> float:
+        """A bound of the rounding errors of a batch, as a share of an output's largest number."""
+        return self._tuned[1]
+
+    def _check(self) -> None:
+        if self.metric.needs_labels and self.data.labels is None:
+            raise CampaignError(f"{self.metric} needs labels: give data with labels")
+        if self.weight_samples is not None and not 0 < self.weight_samples <= len(self.data):
+            raise CampaignError(
+                f"weight_samples={self.weight_samples} of {len(self.data)} samples: give a"
+                f" number from 1 to {len(self.data)}, or more data"
+            )
+        if self._given_batch is not None and self._given_batch < 1:
+            raise CampaignError(f"a batch of {self._given_batch}: give batch_size=1 or more")
+        for name, layer in self.layers.items():
+            module = layer.module
+            changes = isinstance(module, torch.nn.modules.batchnorm._NormBase)  # noqa: SLF001
+            chance = "Dropout" in layer.type and getattr(module, "p", 0) > 0
+            if module.training and (changes or chance):
+                raise FaultError(
+                    f"layer {name!r} ({layer.type}) is in training mode, where an output depends"
+                    " on chance or on the batch: call model.eval()"
+                )
+
+    def _agrees(self, program: Program) -> bool:
+        """Compare with the model itself, bit for bit."""
+        samples = np.unique([0, len(self.data) // 2, len(self.data) - 1])
+        singles = [
+            direct.forward(self.model, self.data.rows(samples[[i]])) for i in range(len(samples))
+        ]
+        with torch.inference_mode():
+            constants = program.constants()
+            alone = [self._outputs(program, constants, samples[[i]]) for i in range(len(samples))]
+            same = all(
+                len(one) == len(other)
+                and all(torch.equal(*_comparable(x, y[0])) for x, y in zip(one, other, strict=True))
+                for one, other in zip(alone, singles, strict=True)
+            )
+            # Twice the same sample, so that even of a single one no batch goes unseen.
+            rows = np.append(samples, samples[0])
+            together = self._outputs(program, constants, rows)
+            for i, dim in enumerate(program.batch_dim[n] for n in program.output):
+                exact = torch.cat([alone[k][i] for k in [*range(len(samples)), 0]], dim)
+                same &= _is_close(together[i].movedim(dim, 0), exact.movedim(dim, 0))
+        return same
+
+    def _outputs(self, program: Program, constants: Env, samples: Ints) -> list[torch.Tensor]:
+        env = constants | dict(zip(program.inputs, self.data.rows(samples), strict=True))
+        program.run(env, len(samples), 0, program.length)
+        return [env[i] for i in program.output]
+
+    @cached_property
+    def _tuned(self) -> tuple[int, float]:
+        """Find the quickest batch, and how far its numbers are from those of single samples."""
+        program = self.program
+        assert program is not None  # noqa: S101 - asked for only where there is one
+        best, quickest = self._given_batch or 1, float("inf")
+        size = self._given_batch or 16
+        with torch.inference_mode():
+            constants = program.constants()
+            while True:
+                outputs, taken = self._timed(program, constants, size)
+                if taken / size < 0.95 * quickest:
+                    best, quickest = size, taken / size
+                elif size > 2 * best:
+                    break
+                if self._given_batch or size >= _LARGEST_BATCH or taken > 1:
+                    break
+                size *= 2
+            few = np.arange(min(8, len(self.data), size))
+            golden = Golden(program, constants, self.data.rows(few))
+            golden.advance(program.length)
+            single = program.outputs(golden.env)
+            return best, max(_noise(x[: len(few)], y) for x, y in zip(outputs, single, strict=True))
+
+    def _timed(
+        self, program: Program, constants: Env, size: int
+    ) -> tuple[list[torch.Tensor], float]:
+        rows = self.data.rows(np.arange(size) % len(self.data))
+        taken = float("inf")
+        for _ in range(2):
+            env = constants | {i: x.clone() for i, x in zip(program.inputs, rows, strict=True)}
+            started = time.perf_counter()
+            program.run(env, size, 0, program.length)
+            outputs = program.outputs(env)
+            if outputs[0].is_cuda:
+                torch.cuda.synchronize()
+            taken = min(taken, time.perf_counter() - started)
+        return outputs, taken
+
+
+def _comparable(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if not one.is_floating_point():
+        return one, other
+    return one.nan_to_num(), other.nan_to_num()
+
+
+def _is_close(some: torch.Tensor, exact: torch.Tensor) -> bool:
+    """Whether rounding explains the differences."""
+    if not exact.is_floating_point():
+        return torch.equal(some, exact)
+    return _noise(some, exact) <= _SAFETY * _ROUNDING * torch.finfo(exact.dtype).eps
+
+
+def _noise(some: torch.Tensor, exact: torch.Tensor) -> float:
+    """Bound the share of an output's largest number by which its numbers may be off."""
+    if not exact.is_floating_point():
+        return 0.0
+    off = (some.double() - exact.double()).abs().flatten(1).amax(1)
+    share = (off / exact.double().abs().flatten(1).amax(1)).nan_to_num(0.0, 0.0, 0.0)
+    return max(_SAFETY * float(share.amax()), _SAFETY * torch.finfo(exact.dtype).eps)

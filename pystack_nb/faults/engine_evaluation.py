@@ -1,0 +1,264 @@
+"""One evaluation: faults become trials, trials find the quickest way, outcomes come back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pystack_nb.errors import CampaignError, FaultError
+from pystack_nb.faults import engine_direct as direct
+from pystack_nb.faults.engine_golden import Golden
+from pystack_nb.faults.engine_neurons import NeuronSweep
+from pystack_nb.faults.engine_trace import Site
+from pystack_nb.faults.engine_trials import DUE, OUTCOMES, Outputs, Trials
+from pystack_nb.faults.engine_weights import AloneSweep, Target, Weight
+from pystack_nb.faults.layers import OwnSlot, find
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pystack_nb.faults.engine import Engine
+    from pystack_nb.faults.engine_program import Program
+    from pystack_nb.faults.engine_trials import Ints
+
+_SITE = ["layer", "call", "role", "kind"]
+_SAMPLES_AT_ONCE = 64
+# Outputs wait until their golden ones are there; so many numbers of them at most.
+_OUTPUTS_KEPT = 2**22
+
+
+class Evaluation:
+    """One call of `Engine.evaluate`, whose docstring says what is taken, given and raised."""
+
+    def __init__(self, engine: Engine, faults: pd.DataFrame) -> None:
+        self._engine = engine
+        self._faults = faults
+        self._site, sites = _distinct(faults)
+        samples = faults["sample"].to_numpy(np.int64)
+        known = len(engine.data)
+        if len(samples) and not (samples.min() >= 0 and samples.max() < known):
+            raise CampaignError(
+                f"a fault names a sample that is not among the {known}: plan with these data"
+            )
+        several = engine.weight_samples
+        self._shared = (faults["kind"] == "weight").to_numpy() & (several is not None)
+        each = np.where(self._shared, several or 1, 1)
+        self._fault = np.repeat(np.arange(len(faults)), each)
+        self._first = np.cumsum(each) - each
+        within = np.arange(len(self._fault)) - self._first[self._fault]
+        columns = {name: faults[name].to_numpy(np.uint64)[self._fault] for name in _MASKS}
+        value = (
+            faults["value"].to_numpy(np.float64)
+            if "value" in faults
+            else np.full(len(faults), np.nan)
+        )
+        self._trials = Trials(
+            faults["element"].to_numpy(np.int64)[self._fault],
+            np.where(self._shared[self._fault], within, samples[self._fault]),
+            (columns["and_mask"], columns["or_mask"], columns["xor_mask"]),
+            value[self._fault],
+        )
+        # Weights are looked at, once, before any fault strikes.
+        self._targets: list[Any] = [
+            self._weight(site, number) if site[3] == "weight" else site[:3]
+            for number, site in enumerate(sites)
+        ]
+        self.ways = {"batch": 0, "alone": 0, "direct": 0}
+
+    def run(self) -> pd.DataFrame:
+        """Run all trials, and give a row for each fault."""
+        program = self._engine.program
+        trials = np.arange(len(self._fault))
+        if program is None:
+            self._direct(trials)
+        else:
+            with torch.inference_mode():
+                self._constants = program.constants()
+                self._fast(program, trials)
+        return self._table()
+
+    def _fast(self, program: Program, trials: Ints) -> None:
+        targets = [self._target(program, target) for target in self._targets]
+        step = np.array([-1 if t is None else t.first for t in targets], np.int64)
+        site = self._site[self._fault]
+        neuron = np.array([t is not None and t.weight is None for t in targets], bool)
+        batched = np.array(
+            [
+                bool(n) and program.all_row_by_row(program.join_before(int(k)), int(k))
+                for n, k in zip(neuron, step, strict=True)
+            ],
+            bool,
+        )
+        slow = np.array([t is None for t in targets], bool)
+        again = [self._in_batches(program, trials[batched[site]], step[site])]
+        alone = ~batched & ~slow
+        shared = self._shared[self._fault]
+        again.append(trials[alone[site] & ~shared])
+        again.append(
+            self._together(program, targets, np.flatnonzero(alone[self._site] & self._shared))
+        )
+        self._alone(program, targets, np.concatenate(again))
+        self._direct(trials[slow[site]])
+
+    def _in_batches(self, program: Program, trials: Ints, step: Ints) -> Ints:
+        engine, results = self._engine, self._trials
+        again = [trials[:0]]
+        follow = engine.metric.decides_by_rank
+        for samples, some in self._by_samples(trials, _SAMPLES_AT_ONCE):
+            batch = engine.batch
+            kept = max(batch, _OUTPUTS_KEPT // program.output_elements)
+            for at in range(0, len(some), kept):
+                part = some[at : at + kept]
+                outputs = Outputs()
+                sweep = NeuronSweep(
+                    program,
+                    self._constants,
+                    results,
+                    step,
+                    batch=batch,
+                    outputs=outputs,
+                    follow=follow,
+                )
+                golden = Golden(program, self._constants, engine.data.rows(samples))
+                rows = np.searchsorted(samples, results.sample[part])
+                left = sweep.run(golden, part, rows)
+                again += [self._settle(program, outputs, golden, samples)]
+                again += [left[~results.exact[left]]]
+                self.ways["batch"] += len(part)
+        return np.unique(np.concatenate(again))
+
+    def _together(self, program: Program, targets: list[Any], faults: Ints) -> Ints:
+        """Run each of some weight faults on all samples at once."""
+        several = self._engine.weight_samples
+        if several is None or not len(faults):
+            return faults[:0]
+        trials = self._first[faults][:, None] + np.arange(several)
+        if not self._engine.metric.decides_by_rank:
+            return trials.ravel()
+        outputs, samples = Outputs(), np.arange(several)
+        sweep = AloneSweep(program, self._constants, self._trials, targets, outputs)
+        again = [trials[:0].ravel()]
+        kept = max(1, _OUTPUTS_KEPT // (several * program.output_elements))
+        for at in range(0, len(faults), kept):
+            part = slice(at, at + kept)
+            golden = Golden(program, self._constants, self._engine.data.rows(samples))
+            sweep.run(golden, trials[part], self._site[faults[part]])
+            again.append(self._settle(program, outputs, golden, samples))
+        self.ways["batch"] += trials.size
+        return np.concatenate([*again, *sweep.failed])
+
+    def _alone(self, program: Program, targets: list[Any], trials: Ints) -> None:
+        site = self._site[self._fault]
+        self.ways["alone"] += len(trials)
+        for samples, some in self._by_samples(trials, 1):
+            outputs = Outputs()
+            sweep = AloneSweep(program, self._constants, self._trials, targets, outputs)
+            golden = Golden(program, self._constants, self._engine.data.rows(samples))
+            sweep.run(golden, some[:, None], site[some])
+            self._settle(program, outputs, golden, samples)
+            for failed in sweep.failed:
+                self._trials.outcome[failed] = DUE
+
+    def _direct(self, trials: Ints) -> None:
+        engine, site = self._engine, self._site[self._fault]
+        self.ways["direct"] += len(trials)
+        for samples, some in self._by_samples(trials, 1):
+            inputs = engine.data.rows(samples)
+            golden = direct.forward(engine.model, inputs)
+            for trial in some:
+                outputs = Outputs()
+                target = self._targets[site[trial]]
+                if not direct.run_one(
+                    engine.model, inputs, target, self._trials, trial=trial, outputs=outputs
+                ):
+                    self._trials.outcome[trial] = DUE
+                labels = self._labels(samples)
+                outputs.settle(self._trials, golden, engine.metric, labels, 0.0)
+
+    def _settle(self, program: Program, outputs: Outputs, golden: Golden, samples: Ints) -> Ints:
+        golden.advance(program.length)
+        engine = self._engine
+        noise = engine.noise if outputs.inexact else 0.0
+        return outputs.settle(
+            self._trials, program.outputs(golden.env), engine.metric, self._labels(samples), noise
+        )
+
+    def _labels(self, samples: Ints) -> torch.Tensor | None:
+        labels = self._engine.data.labels
+        return None if labels is None else labels[torch.from_numpy(samples).to(labels.device)]
+
+    def _by_samples(self, trials: Ints, together: int) -> Iterator[tuple[Ints, Ints]]:
+        """Give sorted samples, so many at most, with those of the trials that are theirs."""
+        order = np.argsort(self._trials.sample[trials], kind="stable")
+        trials = trials[order]
+        samples, first = np.unique(self._trials.sample[trials], return_index=True)
+        bounds = np.append(first, len(trials))
+        for at in range(0, len(samples), together):
+            end = min(at + together, len(samples))
+            yield samples[at:end], trials[bounds[at] : bounds[end]]
+
+    def _weight(self, site: tuple[str, int, str, str], number: int) -> Weight:
+        layer = find(self._engine.model, self._engine.layers, site[0])
+        weight = Weight(layer.slot(site[2]))
+        trials = np.flatnonzero(self._site[self._fault] == number)
+        self._check_elements(site, trials, weight.tensor.numel())
+        weight.look(self._trials, trials)
+        return weight
+
+    def _target(self, program: Program, target: Weight | tuple[str, int, str]) -> Target | None:
+        """Find out what a site is in the program; None if it is not there."""
+        if isinstance(target, Weight):
+            if not isinstance(target.slot, OwnSlot):
+                return None
+            uses, remade = program.uses(target.tensor)
+            return Target(*(uses[0], uses[-1]) if uses else (-1, -1), target, remade)
+        layer = find(self._engine.model, self._engine.layers, target[0])
+        step = program.sites.get(Site(layer.name, *target[1:]))
+        if step is None or program.steps[step].out.id not in program.batch_dim:
+            return None
+        site = self._targets.index(target)
+        trials = np.flatnonzero(self._site[self._fault] == site)
+        self._check_elements(target, trials, program.row_elements(program.steps[step].out.id))
+        return Target(step, step)
+
+    def _check_elements(self, site: tuple[Any, ...], trials: Ints, count: int) -> None:
+        element = self._trials.element[trials]
+        if len(element) and not (element.min() >= 0 and element.max() < count):
+            raise FaultError(
+                f"{site[0]!r} {site[2]} has {count} elements, and a fault strikes element"
+                f" {element.max()}: take elements from faults.sites(model, *inputs)"
+            )
+
+    def _table(self) -> pd.DataFrame:
+        results, first, faults = self._trials, self._first, self._faults
+        if len(faults):
+            outcome = np.maximum.reduceat(results.outcome, first)
+            score = np.add.reduceat(results.score, first) / np.diff([*first, len(results.score)])
+        else:
+            outcome, score = results.outcome, results.score
+        table = pd.DataFrame(
+            {
+                "fault": faults["fault"].to_numpy(),
+                "outcome": np.array(OUTCOMES, object)[outcome],
+                "before": results.before[first],
+                "after": results.after[first],
+                "score": score,
+            }
+        )
+        table.attrs["ways"] = self.ways
+        return table
+
+
+_MASKS = ["and_mask", "or_mask", "xor_mask"]
+
+
+def _distinct(faults: pd.DataFrame) -> tuple[Ints, list[tuple[str, int, str, str]]]:
+    """Find the sites, and the number of each fault's one."""
+    groups = faults.groupby(_SITE, sort=False, observed=True)
+    number: Ints = groups.ngroup().to_numpy().astype(np.int64)
+    first = faults.drop_duplicates(_SITE)[_SITE]
+    return number, [(str(a), int(b), str(c), str(d)) for a, b, c, d in first.to_numpy().tolist()]

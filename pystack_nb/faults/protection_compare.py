@@ -1,0 +1,245 @@
+"""Which faults protections leave, and what they cost in time."""
+
+from __future__ import annotations
+
+import time
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pystack_nb.errors import CampaignError, FaultDetectedError, FaultError
+from pystack_nb.faults import structures
+from pystack_nb.faults.data import tensors
+from pystack_nb.faults.injection import Fault, inject
+from pystack_nb.faults.metrics import Top1, as_metric
+from pystack_nb.faults.models import Drawn, ErrorModel
+from pystack_nb.faults.patterns import Pattern
+from pystack_nb.faults.protection_guards import Defence
+from pystack_nb.faults.protection_scope import Protection, protect
+from pystack_nb.faults.statistics import wilson
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from pystack_nb.faults.metrics import Metric
+    from pystack_nb.faults.patterns import Positions, Region
+
+_OUTCOMES = ("masked", "SDC", "DUE", "detected")
+
+
+def compare(
+    model: torch.nn.Module,
+    data: Any,
+    faults: pd.DataFrame,
+    protections: Mapping[str, Defence | Sequence[Defence]],
+    *,
+    metric: Callable[..., Any] | None = None,
+    confidence: float = 0.95,
+    batch_size: int = 1,
+    repeats: int = 31,
+) -> pd.DataFrame:
+    """Inject the same faults without and with protections, and time each.
+
+    Each fault is injected on its own sample alone, with hooks: this is the slow way, meant for
+    some thousands of faults.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In eval mode, unprotected.
+    data : tuple, tensor, Dataset, DataLoader or list
+        That of the campaign.
+    faults : pandas.DataFrame
+        Planned faults, such as ``campaign.plan().faults``; a plain random sample
+        (``allocation="proportional"``), for the rates are those of its rows.
+    protections : mapping of str to Defence or sequence of Defence
+        What to compare, by names.
+    metric : callable, optional
+        What a silent corruption is, as for `Campaign`; `Top1` by default.
+    confidence : float
+        Of the intervals.
+    batch_size : int
+        Samples in a forward that is timed.
+    repeats : int
+        How often one is timed for each protection.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each protection, the first for none: ``protection``; how many ``faults`` were
+        ``masked``, ended as ``SDC`` (against the unprotected model without faults), as ``DUE``
+        (NaN, infinity or an exception) or were ``detected`` (by an exception of a defence);
+        ``noticed``, how many a defence counted, corrected ones too; ``SDC_rate`` with its Wilson
+        interval ``SDC_low`` to ``SDC_high``; ``false_alarms``, samples of these faults in which
+        a defence counted something without a fault; ``forward_us``, the median time of a forward
+        in microseconds, and ``added_time`` as a share of the unprotected one; and
+        ``relative_failures``, the expected number of silent corruptions per forward relative to
+        none: the ratio of the rates times that of the forwards' times; and
+        ``relative_failures_high``, the same of the interval's upper end, which is what is known
+        where no corruption was seen.
+
+    Raises
+    ------
+    CampaignError
+        If there is no fault, or the metric needs labels that the data hasn't got.
+
+    Notes
+    -----
+    A protected forward that takes longer is exposed longer.  Rates are therefore not to be
+    compared alone (H. Schirmeier, C. Borchert, O. Spinczyk, "Avoiding Pitfalls in Fault-Injection
+    Based Comparison of Program Susceptibility to Soft Errors", DSN 2015).
+    """
+    inputs, labels = tensors(data)
+    judge = as_metric(Top1() if metric is None else metric)
+    if faults.empty or (judge.needs_labels and labels is None):
+        raise CampaignError("there is nothing to compare: plan some faults, and give labels")
+    variants: dict[str, Sequence[Defence]] = {"none": ()}
+    variants |= {n: (d,) if isinstance(d, Defence) else tuple(d) for n, d in protections.items()}
+    trials = _Trials(model, inputs, labels, judge)
+    samples = sorted(set(faults["sample"]))
+    trials.golden = {sample: _first(trials.run(sample)) for sample in samples}
+    times = _times(model, [x[:batch_size] for x in inputs], variants, repeats)
+    rows = []
+    for name, defences in variants.items():
+        with ExitStack() as stack:
+            guards = stack.enter_context(protect(model, *defences)) if defences else Protection([])
+            alarms = sum(trials.alarmed(sample, guards) for sample in samples)
+            results = [trials.inject(fault, guards) for fault in faults.itertuples()]
+        outcomes = pd.Series([outcome for outcome, _ in results])
+        counts = {outcome: int((outcomes == outcome).sum()) for outcome in _OUTCOMES}
+        low, high = wilson(counts["SDC"], len(faults), confidence)
+        rows.append(
+            {
+                "protection": name,
+                "faults": len(faults),
+                **counts,
+                "noticed": sum(noticed for _, noticed in results),
+                "SDC_rate": counts["SDC"] / len(faults),
+                "SDC_low": low,
+                "SDC_high": high,
+                "false_alarms": alarms,
+                "forward_us": times[name] / 1e3,
+                "added_time": times[name] / times["none"] - 1,
+            }
+        )
+    table = pd.DataFrame(rows)
+    alone = table["SDC_rate"].iloc[0] * table["forward_us"].iloc[0] or np.nan
+    return table.assign(
+        relative_failures=table["SDC_rate"] * table["forward_us"] / alone,
+        relative_failures_high=table["SDC_high"] * table["forward_us"] / alone,
+    )
+
+
+@dataclass
+class _Trials:
+    model: torch.nn.Module
+    inputs: list[torch.Tensor]
+    labels: torch.Tensor | None
+    metric: Metric
+
+    def __post_init__(self) -> None:
+        self.golden: dict[int, torch.Tensor] = {}
+
+    def run(self, sample: int) -> Any:
+        with torch.no_grad():
+            return self.model(*(x[sample : sample + 1].clone() for x in self.inputs))
+
+    def alarmed(self, sample: int, guards: Protection) -> bool:
+        before = _detections(guards)
+        try:
+            self.run(sample)
+        except FaultDetectedError:
+            return True
+        return _detections(guards) > before
+
+    def inject(self, row: Any, guards: Protection) -> tuple[str, bool]:
+        error = _Masks(row.and_mask, row.or_mask, row.xor_mask, row.value, row.bit)
+        fault = Fault(row.layer, row.role, _At(int(row.element)), error, call=max(int(row.call), 0))
+        before = _detections(guards)
+        outcome = self._outcome(fault, int(row.sample))
+        return outcome, _detections(guards) > before
+
+    def _outcome(self, fault: Fault, sample: int) -> str:
+        try:
+            with inject(self.model, fault, seed=0):
+                output = self.run(sample)
+        except FaultDetectedError:
+            return "detected"
+        except FaultError:
+            raise
+        except Exception:  # noqa: BLE001 - whatever a fault raises is its outcome
+            return "DUE"
+        found = [structures.get(output, path) for path in structures.outputs(output).values()]
+        if not all(torch.isfinite(x).all() for x in found if x.is_floating_point()):
+            return "DUE"
+        label = None if self.labels is None else self.labels[sample : sample + 1]
+        verdict = self.metric.judge(self.golden[sample], found[0], label)
+        return "SDC" if verdict.changed.item() else "masked"
+
+
+@dataclass(frozen=True)
+class _Masks(ErrorModel):
+    and_mask: int
+    or_mask: int
+    xor_mask: int
+    value: float
+    bit: int
+
+    def draw(self, rng: np.random.Generator, dtype: torch.dtype, count: int) -> Drawn:
+        del rng, dtype
+        masks = {
+            name: np.full(count, getattr(self, name), np.uint64)
+            for name in ("and_mask", "or_mask", "xor_mask")
+        }
+        return Drawn.of(
+            count, **masks, value=np.full(count, self.value), bit=np.full(count, self.bit)
+        )
+
+
+@dataclass(frozen=True)
+class _At(Pattern):
+    element: int
+
+    def elements(self, rng: np.random.Generator, region: Region) -> Positions:
+        # Of one sample's tensor: its flat positions are those without the batch's dimension.
+        del rng, region
+        return np.array([self.element], np.int64)
+
+
+def _times(
+    model: torch.nn.Module,
+    inputs: list[torch.Tensor],
+    variants: Mapping[str, Sequence[Defence]],
+    repeats: int,
+) -> dict[str, float]:
+    # In turns, so that whatever else the machine does meets each of them.
+    taken: dict[str, list[int]] = {name: [] for name in variants}
+    wait: Callable[[], None] = torch.cuda.synchronize if inputs[0].is_cuda else lambda: None
+    for _ in range(repeats):
+        for name, defences in variants.items():
+            with ExitStack() as stack, torch.no_grad():
+                if defences:
+                    stack.enter_context(protect(model, *defences))
+                for _ in range(3):  # the last one finds caches warm
+                    wait()
+                    started = time.perf_counter_ns()
+                    model(*inputs)
+                    wait()
+                    ended = time.perf_counter_ns()
+                taken[name].append(ended - started)
+    return {name: median(nanoseconds) for name, nanoseconds in taken.items()}
+
+
+def _first(output: Any) -> torch.Tensor:
+    return structures.get(output, next(iter(structures.outputs(output).values())))
+
+
+def _detections(guards: Protection) -> int:
+    return sum(int(guard.detections) for _, guard in guards.guards)

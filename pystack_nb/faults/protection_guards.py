@@ -1,0 +1,185 @@
+"""What protections have in common: which layers they guard, and what they count."""
+
+from __future__ import annotations
+
+import functools
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from torch import nn
+
+from pystack_nb.errors import FaultDetectedError, FaultError
+from pystack_nb.faults import structures
+from pystack_nb.faults.layers import Layer, find, layers
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import ExitStack
+
+ACTIONS = ("raise", "record", "correct")
+
+# Parts of a module that hold its parameters and never run.
+_HOLDERS = {"parametrizations", "_packed_params"}
+
+
+class Guard(ABC):
+    """Watches one layer for one defence, and counts.
+
+    Attributes
+    ----------
+    layer : Layer
+        Which one.
+    checks : int
+        Outputs looked at.
+    detections, corrections : int or torch.Tensor
+        Outputs that looked wrong; numbers (`Ranger`) or outputs that were put right.
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+        self.checks = 0
+        self.detections: int | torch.Tensor = 0
+        self.corrections: int | torch.Tensor = 0
+
+    def before(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG002
+        """Look at what the layer is given, before it runs.
+
+        Returns
+        -------
+        object
+            Given to `after` as ``kept``.
+        """
+        return None
+
+    @abstractmethod
+    def after(self, output: Any, kept: Any, again: Callable[[], Any]) -> Any:
+        """Look at what the layer gave, after all faults.
+
+        Parameters
+        ----------
+        output : object
+            What it gave.
+        kept : object
+            What `before` returned.
+        again : callable
+            Runs the layer once more on the same input.
+
+        Returns
+        -------
+        object
+            What the model goes on with.
+        """
+
+    def raise_detected(self, what: str) -> None:
+        """Say what was found, by an exception."""
+        raise FaultDetectedError(
+            f"{what} in layer {self.layer.name!r}: run this forward again; if it happens again,"
+            " load the weights anew"
+        )
+
+
+@dataclass(frozen=True)
+class Defence(ABC):
+    """A way to find or to bound faults; `protect` puts it into a model."""
+
+    def layers_of(self, model: nn.Module) -> list[Layer]:
+        """Give the layers to guard: those that were named, or else the usual ones.
+
+        Raises
+        ------
+        FaultError
+            If there are none.
+        """
+        found = layers(model)
+        named: Sequence[str] | None = getattr(self, "layers", None)
+        if named is not None:
+            return [find(model, found, name) for name in named]
+        usual = [layer for layer in found.values() if self.usual(layer.module)]
+        if not usual:
+            raise FaultError(
+                f"{type(self).__name__} finds no layer of its kind in this model: name some by"
+                " layers=[...], as in faults.sites(model, ...)"
+            )
+        return usual
+
+    def usual(self, module: nn.Module) -> bool:
+        """Tell whether a module is guarded when no layers are named: an innermost one."""
+        return innermost(module)
+
+    @abstractmethod
+    def guard(self, layer: Layer) -> Guard:
+        """Make what watches a layer."""
+
+
+class Watch:
+    """Lets guards see what one module is given and what it gives, after every other hook."""
+
+    def __init__(self, module: nn.Module, guards: list[Guard], undo: ExitStack) -> None:
+        self._guards = guards
+        self._open: list[list[Any]] = []
+        self._inner = module.forward
+        before = module.__dict__.get("forward")
+
+        @functools.wraps(self._inner)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            # Faults that are injected from now on strike before the guards look: torch calls
+            # hooks in the order of this dictionary, and reads it when this has returned.
+            hooks, own = module._forward_hooks, self._hook.id  # noqa: SLF001
+            if next(reversed(hooks)) != own:
+                hooks[own] = hooks.pop(own)
+            self._open.append([guard.before(self._inner, args, kwargs) for guard in guards])
+            try:
+                return self._inner(*args, **kwargs)
+            except BaseException:
+                self._open.pop()
+                raise
+
+        module.__dict__["forward"] = forward
+        undo.callback(_put_back, module, before)
+        self._hook = module.register_forward_hook(self._after, with_kwargs=True)
+        undo.callback(self._hook.remove)
+
+    def _after(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:  # fmt: skip
+        del module
+        for guard, kept in zip(self._guards, self._open.pop(), strict=True):
+            guard.checks += 1
+            output = guard.after(output, kept, functools.partial(self._inner, *args, **kwargs))
+        return output
+
+
+def innermost(module: nn.Module) -> bool:
+    """Tell whether a module runs no other ones."""
+    inner = [name for name, _ in module.named_children() if name not in _HOLDERS]
+    return not inner or isinstance(module, nn.MultiheadAttention)
+
+
+def check_action(defence: object, action: str, among: Sequence[str] = ACTIONS) -> None:
+    """Refuse an action that a defence has not got."""
+    if action not in among:
+        raise FaultError(
+            f"{type(defence).__name__} knows no action {action!r}: choose among {', '.join(among)}"
+        )
+
+
+def floats(output: Any) -> dict[structures.Path, torch.Tensor]:
+    """Give the floating tensors, with a number in them, of what a layer gave."""
+    if type(output) is torch.Tensor:
+        found: Any = [((), output)]
+    else:
+        paths = structures.outputs(output).values()
+        found = ((path, structures.get(output, path)) for path in paths)
+    return {path: x for path, x in found if x.is_floating_point() and x.numel()}
+
+
+def _put_back(module: nn.Module, forward: Any) -> None:
+    if forward is None:
+        module.__dict__.pop("forward", None)
+    else:
+        module.__dict__["forward"] = forward

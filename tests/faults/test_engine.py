@@ -1,0 +1,353 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import reference
+import torch
+
+from torch import nn
+
+from pystack_nb.errors import CampaignError, FaultError
+from pystack_nb.faults import sites
+from pystack_nb.faults.engine import Engine, EngineData
+from pystack_nb.faults.metrics import Exact, Tolerance, Top1, TopK
+
+
+ONES = np.uint64(2**64 - 1)
+
+
+def flips(model, inputs, count, seed=0, kind=None):
+    """Draw bit flips, each site as likely as another."""
+    rng = np.random.default_rng(seed)
+    table = sites(model, *[x[:2] for x in inputs])
+    table = table[(table["bits"] > 0) & (table["elements"] > 0)]
+    if kind is not None:
+        table = table[table["kind"] == kind]
+    rows = table.iloc[rng.integers(0, len(table), count)]
+    bit = rng.integers(0, rows["bits"].to_numpy())
+    return pd.DataFrame(
+        {
+            "fault": np.arange(count),
+            "stratum": 0,
+            **{name: rows[name].to_numpy() for name in ("layer", "call", "role", "kind")},
+            "element": rng.integers(0, rows["elements"].to_numpy()),
+            "sample": rng.integers(0, len(inputs[0]), count),
+            "and_mask": np.full(count, ONES),
+            "or_mask": np.zeros(count, np.uint64),
+            "xor_mask": np.uint64(1) << bit.astype(np.uint64),
+            "value": np.nan,
+            "bit": bit,
+        }
+    )
+
+
+def check(model, inputs, metric=None, labels=None, faults=None, **options):
+    """Evaluate both ways, and give what the fast one gave."""
+    model.eval()
+    metric = metric or Top1()
+    data = EngineData(inputs, labels)
+    faults = flips(model, inputs, 250) if faults is None else faults
+    several = options.get("weight_samples")
+    found = Engine(model, data, metric, **options).evaluate(faults)
+    expected = reference.evaluate(model, data, faults, metric, several)
+    pd.testing.assert_frame_equal(found, expected, check_exact=True, check_dtype=False)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    # One way of attention for all: watched by hooks it takes another one.
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+    torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def lenet():
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(24, 16),
+        nn.ReLU(),
+        nn.Linear(16, 5),
+    ).eval()
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 3, 3, padding=1)
+        self.conv2 = nn.Conv2d(3, 3, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut = nn.Identity()
+
+    def forward(self, x):
+        return self.relu(self.conv2(self.relu(self.conv1(x))) + self.shortcut(x))
+
+
+class InPlace(nn.Module):
+    """Changes tensors that are also held elsewhere, by way of views, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.norm = nn.GroupNorm(2, 4)
+        self.up = nn.ConvTranspose2d(4, 2, 2, 2)
+        self.out = nn.Linear(8, 5)
+
+    def forward(self, x):
+        y = self.conv(x)
+        z = self.relu(y) + y
+        z[:, 0] = 0
+        a, b = z.chunk(2, 1)
+        a.add_(1)
+        z = self.norm(z) * b.mean((1, 2, 3), keepdim=True)
+        return self.out(nn.functional.adaptive_avg_pool2d(self.up(z), 2).flatten(1))
+
+
+class Sequences(nn.Module):
+    """Samples along the second dimension, tuples, attention, and a weight that is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(4, 5, 2, bidirectional=True)
+        self.encoder = nn.TransformerEncoderLayer(10, 2, 16)
+        self.attention = nn.MultiheadAttention(10, 2)
+        self.out = nn.utils.parametrizations.weight_norm(nn.Linear(10, 4))
+
+    def forward(self, x):
+        y = self.encoder(self.lstm(x.transpose(0, 1))[0])
+        return self.out(self.attention(y, y, y)[0].mean(0))
+
+
+class Shared(nn.Module):
+    """Two inputs, one layer that runs twice, an Identity, and a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(10, 6)
+        self.twice = nn.Linear(6, 6)
+        self.norm = nn.LayerNorm(6)
+        self.same = nn.Identity()
+        self.never = nn.Linear(6, 2)
+        self.out = nn.Linear(6, 4)
+
+    def forward(self, tokens, scale):
+        y = self.embed(tokens).sum(1)
+        z = self.twice(torch.relu(self.twice(y))) + self.same(y)
+        z = self.norm(z) * scale[:, None]
+        return {"logits": self.out(z), "hidden": (z,)}
+
+
+class Looks(nn.Module):
+    """Goes another way for other numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x):
+        y = self.linear(x)
+        return y * 2 if y.sum() > 0 else -y
+
+
+class Mixes(nn.Module):
+    """Looks at the other samples of its batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x):
+        y = self.linear(x)
+        return y - y.mean(0)
+
+
+class Chance(nn.Module):
+    def forward(self, x):
+        return x + torch.rand_like(x)
+
+
+class TestOutcomesEqualThoseOfOneFaultPerForward:
+    @pytest.mark.parametrize("metric", [Top1(), TopK(2), Tolerance(1e-3), Exact()], ids=repr)
+    def test_in_a_chain_of_layers_by_any_metric(self, metric):
+        found = check(lenet(), [torch.randn(12, 1, 8, 8)], metric)
+        assert {"masked", "SDC"} <= set(found["outcome"])
+
+    def test_with_labels(self):
+        inputs, labels = [torch.randn(12, 1, 8, 8)], torch.arange(12) % 5
+        scores = check(lenet(), inputs, labels=labels)["score"]
+        assert set(scores.dropna()) == {0.0, 1.0}
+        check(lenet(), inputs, Top1(where_right=True), labels)
+
+    def test_by_a_function_of_the_user(self):
+        check(lenet(), [torch.randn(6, 1, 8, 8)], lambda good, bad, _: (good - bad).abs().max() > 1)
+
+    @pytest.mark.parametrize("batch", [1, 3, 64])
+    def test_with_any_batch(self, batch):
+        check(lenet(), [torch.randn(7, 1, 8, 8)], batch_size=batch)
+
+    def test_in_residual_blocks(self):
+        net = nn.Sequential(Block(), Block(), nn.Flatten(), nn.Linear(48, 4))
+        check(net, [torch.randn(8, 3, 4, 4)], Exact())
+
+    def test_where_tensors_are_changed_in_place(self):
+        check(InPlace(), [torch.randn(6, 1, 6, 6)], Exact())
+
+    def test_in_channels_last_memory(self):
+        net = lenet().to(memory_format=torch.channels_last)
+        check(net, [torch.randn(8, 1, 8, 8).to(memory_format=torch.channels_last)], Exact())
+
+    def test_in_recurrent_and_attention_layers(self):
+        check(Sequences(), [torch.randn(5, 3, 4)])
+
+    def test_in_layers_that_are_shared_or_never_run(self):
+        tokens = torch.randint(0, 10, (6, 3))
+        found = check(Shared(), [tokens, torch.rand(6)])
+        assert "DUE" in set(found["outcome"])
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+    def test_in_other_types(self, dtype):
+        check(lenet().to(dtype), [torch.randn(6, 1, 8, 8).to(dtype)])
+
+    def test_where_a_forward_depends_on_numbers(self):
+        net, inputs = Looks(), [torch.randn(6, 6)]
+        assert Engine(net.eval(), EngineData(inputs)).program is None
+        check(net, inputs)
+
+    def test_where_a_batch_is_more_than_its_samples(self):
+        net, inputs = Mixes(), [torch.randn(6, 6)]
+        assert Engine(net.eval(), EngineData(inputs)).program is None
+        check(net, inputs, Tolerance(1e-3))
+
+    def test_of_weights_on_several_samples(self):
+        inputs, labels = [torch.randn(12, 1, 8, 8)], torch.arange(12) % 5
+        faults = flips(lenet(), inputs, 60, kind="weight")
+        check(lenet(), inputs, labels=labels, faults=faults, weight_samples=5)
+        check(lenet(), inputs, Exact(), faults=faults, weight_samples=5)
+
+    def test_of_bits_that_are_stuck(self):
+        net, inputs = lenet(), [torch.randn(5, 1, 8, 8)]
+        faults = flips(net, inputs, 200)
+        faults["or_mask"], faults["xor_mask"] = faults["xor_mask"], np.uint64(0)
+        found = check(net, inputs, Exact(), faults=faults)
+        held = found["before"] == found["after"]
+        assert held.any()
+        assert (found["outcome"][held] == "masked").all()
+
+    def test_when_a_fault_makes_an_operation_fail(self):
+        tokens = torch.randint(0, 10, (6, 3))
+        net = Shared().eval()
+        faults = flips(net, [tokens, torch.rand(6)], 20)
+        faults["layer"], faults["role"], faults["kind"] = "embed", "input", "neuron"
+        faults["element"], faults["call"] = faults["element"] % 3, 0
+        faults["xor_mask"] = np.uint64(1 << 40)
+        faults.loc[::2, "xor_mask"] = np.uint64(1)
+        found = check(net, [tokens, torch.rand(6)], faults=faults)
+        assert (found["outcome"][1::2] == "DUE").all()
+
+    def test_where_two_classes_are_as_good_as_equal(self):
+        net = nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 2))
+        with torch.no_grad():
+            net[2].weight[1] = net[2].weight[0]
+            net[2].bias[1] = net[2].bias[0]
+            net[2].weight[1, 0] += 1e-9
+        found = check(net, [torch.randn(20, 40)])
+        assert len(set(found["outcome"])) > 1
+
+
+class TestAnEngine:
+    def test_leaves_weights_buffers_and_hooks_as_they_were(self):
+        net, inputs = lenet(), [torch.randn(6, 1, 8, 8)]
+        before = {name: x.clone() for name, x in net.state_dict().items()}
+        given = inputs[0].clone()
+        Engine(net, EngineData(inputs)).evaluate(flips(net, inputs, 200))
+        assert all(torch.equal(x, before[name]) for name, x in net.state_dict().items())
+        assert torch.equal(inputs[0], given)
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+    def test_restores_a_weight_when_the_metric_fails(self):
+        net, inputs = lenet(), [torch.randn(6, 1, 8, 8)]
+        before = {name: x.clone() for name, x in net.state_dict().items()}
+        engine = Engine(net, EngineData(inputs), lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.evaluate(flips(net, inputs, 20, kind="weight"))
+        assert all(torch.equal(x, before[name]) for name, x in net.state_dict().items())
+
+    def test_gives_rows_in_the_order_given_and_the_same_in_any(self):
+        net, inputs = lenet(), [torch.randn(6, 1, 8, 8)]
+        faults = flips(net, inputs, 100)
+        engine = Engine(net, EngineData(inputs))
+        found, other = engine.evaluate(faults), engine.evaluate(faults[::-1])
+        assert found["fault"].tolist() == faults["fault"].tolist()
+        other = other[::-1].reset_index(drop=True)
+        pd.testing.assert_frame_equal(found, other, check_exact=True)
+
+    def test_takes_no_faults_at_all(self):
+        net, inputs = lenet(), [torch.randn(2, 1, 8, 8)]
+        found = Engine(net, EngineData(inputs)).evaluate(flips(net, inputs, 5)[:0])
+        assert list(found.columns) == ["fault", "outcome", "before", "after", "score"]
+        assert found.empty
+
+    def test_sees_weights_that_changed_between_calls(self):
+        net, inputs = lenet(), [torch.randn(4, 1, 8, 8)]
+        faults = flips(net, inputs, 60)
+        engine = Engine(net, EngineData(inputs), Exact())
+        engine.evaluate(faults)
+        net.load_state_dict({k: v * 2 for k, v in net.state_dict().items()}, assign=True)
+        expected = reference.evaluate(net, EngineData(inputs), faults, Exact())
+        found = engine.evaluate(faults)
+        pd.testing.assert_frame_equal(found, expected, check_exact=True, check_dtype=False)
+
+    @pytest.mark.parametrize("metric", [Top1(), Exact()], ids=repr)
+    def test_starts_few_faults_anew_even_if_they_are_huge_or_every_bit_matters(self, metric):
+        net, inputs = lenet(), [torch.randn(16, 1, 8, 8)]
+        faults = flips(net, inputs, 300, kind="neuron")
+        ways = Engine(net, EngineData(inputs), metric).evaluate(faults)
+        assert ways.attrs["ways"]["batch"] == 300
+        assert ways.attrs["ways"]["alone"] < 10
+        assert ways.attrs["ways"]["direct"] == 0
+
+
+class TestRefused:
+    def test_is_a_model_in_training_mode(self):
+        with pytest.raises(FaultError, match=r"model\.eval\(\)"):
+            Engine(lenet().train(), EngineData([torch.randn(2, 1, 8, 8)]))
+
+    def test_is_a_model_that_draws_random_numbers(self):
+        net, inputs = nn.Sequential(nn.Linear(3, 3), Chance()).eval(), [torch.randn(4, 3)]
+        with pytest.raises(FaultError, match="random"):
+            Engine(net, EngineData(inputs)).evaluate(flips(net, inputs, 5))
+
+    def test_is_a_metric_without_its_labels(self):
+        with pytest.raises(CampaignError, match="labels"):
+            Engine(lenet(), EngineData([torch.randn(2, 1, 8, 8)]), Top1(where_right=True))
+
+    def test_are_more_samples_than_there_are(self):
+        with pytest.raises(CampaignError, match="weight_samples"):
+            Engine(lenet(), EngineData([torch.randn(2, 1, 8, 8)]), weight_samples=3)
+
+    @pytest.mark.parametrize(
+        ("column", "value", "error"),
+        [
+            ("sample", 9, CampaignError),
+            ("element", 10**6, FaultError),
+            ("layer", "nowhere", FaultError),
+        ],
+    )
+    def test_is_a_fault_that_can_not_be(self, column, value, error):
+        net, inputs = lenet(), [torch.randn(4, 1, 8, 8)]
+        faults = flips(net, inputs, 3)
+        faults[column] = value
+        with pytest.raises(error):
+            Engine(net, EngineData(inputs)).evaluate(faults)
