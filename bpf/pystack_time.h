@@ -286,6 +286,8 @@ enum pst_call_counter {
 	PST_CALLS_NO_ID = 8,        /* calls of code objects that got no id */
 	PST_CALLS_C_STOPPED = 9,    /* 1: C functions alone would have used the budget up */
 	PST_CALLS_REPLACED = 10,    /* enum pst_replaced */
+	PST_CALLS_HOOK_TAKEN = 11,  /* times another tool took away what tells some of the calls */
+	PST_CALLS_INIT_UNSEEN = 12, /* functions whose calls as an __init__ may be missing */
 	PST_CALL_COUNTERS = 16,
 };
 

@@ -63,6 +63,8 @@ def _incomplete(calls: Calls) -> dict[str, int]:
         "sub-interpreters": counters["interpreters"],
         "forked-children": counters["forks"],
         "other-evaluator": min(counters["replaced"], 1),
+        "hook-taken": counters["hook_taken"],
+        "init-unseen": counters["init_unseen"],
     }
 
 
@@ -87,6 +89,10 @@ def _notes(calls: Calls, lost: int) -> Iterator[str]:
         "recorded": counters["interpreters"],
         f"{_many(counters['forks'], 'forked child', 'forked children')}: calls there were not "
         "recorded": counters["forks"],
+        f"another tool took the probe's place {_many(counters['hook_taken'], 'time')}: calls of C "
+        "functions may be missing, and on Python 3.13 calls of __init__": counters["hook_taken"],
+        f"{_many(counters['init_unseen'], 'function')} became a class's __init__ later: some of "
+        "those calls may be missing": counters["init_unseen"],
         "the bound on events was reached: later calls were not recorded": counters["max_events"],
         "exact recording would have cost more than its budget: later calls were not "
         "recorded": counters["stopped"],

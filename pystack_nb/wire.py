@@ -96,6 +96,8 @@ class CallCounter(IntEnum):
     NO_ID = 8
     C_STOPPED = 9
     REPLACED = 10
+    HOOK_TAKEN = 11
+    INIT_UNSEEN = 12
 
 
 CALL_COUNTERS = 16

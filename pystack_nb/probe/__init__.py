@@ -6,7 +6,6 @@ Nothing but the standard library is imported here: a recorded cell may import Nu
 from __future__ import annotations
 
 import fcntl
-import functools
 import glob
 import importlib
 import os
@@ -56,7 +55,8 @@ class CallOptions:
     min_us : float
         Shorter calls have no slice, and are counted.
     c_calls : bool
-        Whether calls of C functions are recorded, too.
+        Whether calls of C functions are recorded, too: those that are wanted by their modules'
+        names (``builtins``, ``numpy``) and whose caller is recorded.
     max_events : int
         The recording of calls ends after so many events: a call has two.
     budget : float or None
@@ -120,7 +120,9 @@ class Probe:
         self._started = False
         self._module, self._init = load()
         self._options = options
-        self._cost = _measured_cost(c_calls=options.c_calls) if options.budget else Cost()
+        self._cost = Cost()
+        if options.budget:
+            self._cost = _measured_cost(self._module, c_calls=options.c_calls)
         self.site: int = self._module.site()
         self._place = str(path.parent) if path else "memory"
         try:
@@ -203,7 +205,9 @@ class Probe:
             self._module.close()
 
 
-@functools.cache
+_known: dict[str, tuple[ModuleType, bool]] = {}
+
+
 def load() -> tuple[ModuleType, bool]:
     """Import the C extension, and try it on every kind of call.
 
@@ -211,7 +215,8 @@ def load() -> tuple[ModuleType, bool]:
     -------
     module
     init : bool
-        Whether ``__init__`` is to be watched by `sys.monitoring`, too.
+        Whether ``__init__`` is to be watched by `sys.monitoring`, too. As long as another tool
+        keeps that from being known, it is, and the next time it is tried again.
 
     Raises
     ------
@@ -222,8 +227,25 @@ def load() -> tuple[ModuleType, bool]:
     SpoolError
         When there is no memory for what is stored.
     """
+    if "probe" in _known:
+        return _known["probe"]
+    module = _import()
     try:
-        module = importlib.import_module("pystack_nb.probe._probe")
+        sees = sees_init(module)
+        init = not sees
+        check(module, init=init)
+    except (RuntimeError, ValueError) as error:
+        raise _in_the_way(error) from None
+    except OSError as error:
+        raise unusable("memory", error) from None
+    if sees is not None:
+        _known["probe"] = module, init
+    return module, init
+
+
+def _import() -> ModuleType:
+    try:
+        return importlib.import_module("pystack_nb.probe._probe")
     except ImportError as error:
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         if version not in _SUPPORTED or platform.machine() != "x86_64":
@@ -235,21 +257,12 @@ def load() -> tuple[ModuleType, bool]:
             f"the probe was not built for this interpreter ({error}): run `make setup`, or "
             "install pystack-nb with this Python's pip; or use --mode sample."
         ) from None
-    try:
-        init = not sees_init(module)
-        check(module, init=init)
-    except (RuntimeError, ValueError) as error:
-        raise _in_the_way(error) from None
-    except OSError as error:
-        raise unusable("memory", error) from None
-    return module, init
 
 
 _costs: dict[bool, Cost] = {}  # measured once, without C functions and with them
 
 
-def _measured_cost(*, c_calls: bool) -> Cost:
-    module = load()[0]
+def _measured_cost(module: ModuleType, *, c_calls: bool) -> Cost:
     if c_calls not in _costs:
         if module.is_recording():
             return Cost()

@@ -89,7 +89,6 @@ static void abandon(void)
 
 	PyErr_Fetch(&type, &value, &traceback);
 	monitor_stop();
-	PyErr_Clear();
 	PyErr_Restore(type, value, traceback);
 }
 
@@ -174,8 +173,7 @@ static PyObject *stop(PyObject *module, PyObject *unused)
 
 	rec.shared->counters[PST_CALLS_REPLACED] = evaluate_replaced();
 
-	if (monitor_stop())
-		return NULL;
+	monitor_stop();
 	return PyBool_FromLong(removed);
 }
 
@@ -211,8 +209,7 @@ static PyObject *forget(PyObject *module, PyObject *unused)
 {
 	(void)module, (void)unused;
 	evaluate_remove();
-	if (monitor_stop())
-		return NULL;
+	monitor_stop();
 	Py_RETURN_NONE;
 }
 

@@ -22,6 +22,8 @@ struct code {
 	uint8_t mode;
 	bool generator;               /* whatever its mode is */
 	bool init;                    /* some class's __init__, as far as is known */
+	bool alias;                   /* a class's __init__ under another name, for ever */
+	bool unwatched;               /* sys.monitoring tells no more of its calls */
 	bool outside;                 /* of the files that run what is looked at */
 	uint32_t calls;               /* since the budget was looked at */
 	struct code *previous, *next; /* all that there are */
@@ -48,10 +50,12 @@ extern Py_ssize_t code_index;
 int codes_init(void);
 /* Ids begin anew. */
 void codes_begin(void);
+/* What is kept for a code object, made if need be; NULL: there is no memory. */
+struct code *codes_mark(PyCodeObject *code);
 /* Name a code object, and decide what becomes of its calls; NULL: it has no id. */
 struct code *codes_learn(struct thread *t, Frame *f);
 
-/* The same for a C function, by what its module says of it; NULL: it is no such function. */
+/* The same for a C function, without asking it for anything; NULL: it is no such function. */
 struct code *codes_of_function(struct thread *t, PyObject *callable);
 
 static inline struct code *code_of(const PyCodeObject *code)

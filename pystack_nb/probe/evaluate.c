@@ -122,25 +122,18 @@ static inline PyObject *record(struct thread *t, const struct code *c, enum pst_
 	return result;
 }
 
-/* End the C functions whose ends were not told: another profiler may have come in between. */
-static void leave_c_calls(struct thread *t, uint32_t recording, const Frame *f)
-{
-	if (rec.recording != recording || t->recording != recording || t->top->frame != f)
-		return;
-	for (; t->top->c_calls; t->top->c_calls--)
-		put_now(t, PST_LEAVE, PST_RETURNED);
-}
-
 /* The same, with C functions, and with what was asked for of depth, short calls and budget. */
 static PyObject *record_limited(struct thread *t, struct code *c, enum pst_word kind,
 				PyThreadState *ts, Frame *f, int throwing)
 {
-	uint32_t recording = rec.recording, id = c->id; /* the code may be freed by its own call */
+	uint32_t recording = rec.recording;
+	struct begun begun;
 	PyObject *result;
 
+	monitor_look(t, ts);
 	c->calls++;
 	push(t, current_frame(ts), f);
-	uint32_t depth = t->top->depth = limits_depth(c, t->top[-1].depth);
+	uint32_t depth = t->top->depth = limits_depth(c, limits_around(&t->top[-1]));
 
 	if (limits.depth && depth > limits.depth) {
 		limits.passed += limits.pass_ticks;
@@ -149,33 +142,15 @@ static PyObject *record_limited(struct thread *t, struct code *c, enum pst_word 
 		pop(t, recording, f);
 		return result;
 	}
-	uint64_t sequence = t->batch->sequence, last = t->last, start;
-	uint32_t at = t->batch->count;
-
-	start = put_now(t, kind, id);
+	limits_enter(t, &begun, kind, c->id); /* the code may be freed by its own call */
 	limits_spend(t, limits.call_ticks);
-	if (limits.min_ticks)
-		go_inside(t, id);
 	result = run(t, ts, f, throwing);
-	leave_c_calls(t, recording, f);
-	if (!pop(t, recording, f))
-		return result;
-	bool outermost = limits.min_ticks && go_outside(t, id);
-	uint64_t now = ticks_now();
-
-	if (now - start >= limits.min_ticks || id >= PST_COUNTED) {
-		put_now(t, PST_LEAVE, result ? PST_RETURNED : PST_RAISED);
-		return result;
+	if (rec.recording == recording && t->recording == recording && t->top->frame == f) {
+		monitor_look(t, ts);
+		limits_leave_c_call(t);
 	}
-	rec.counts[id].calls++;
-	if (outermost)
-		rec.counts[id].ticks += now - start;
-	if (t->batch->sequence == sequence && t->batch->count == at + 1) {
-		t->batch->count = at; /* nothing came after its beginning */
-		t->last = last;
-	} else {
-		put_now(t, PST_LEAVE, PST_SHORT | (result ? PST_RETURNED : PST_RAISED));
-	}
+	if (pop(t, recording, f))
+		limits_leave(t, &begun, result ? PST_RETURNED : PST_RAISED);
 	return result;
 }
 
@@ -185,7 +160,7 @@ static PyObject *pass(struct thread *t, PyThreadState *ts, Frame *f, int throwin
 	uint32_t recording = rec.recording;
 
 	push(t, current_frame(ts), f);
-	t->top->depth = t->top[-1].depth;
+	t->top->depth = limits_around(&t->top[-1]);
 	limits.passed += limits.pass_ticks;
 	limits_spend(t, limits.pass_ticks);
 	PyObject *result = run(t, ts, f, throwing);
@@ -252,7 +227,6 @@ evaluate_with(bool limited, PyThreadState *ts, Frame *f, int throwing)
 		t = rec.recording ? recorder_attach() : NULL;
 		if (!t)
 			return run_outside(limited, ts, f, throwing);
-		monitor_attach();
 	}
 	struct code *c = code_of(frame_code(f));
 

@@ -7,6 +7,8 @@
 #define PYSTACK_FRAMES_H
 
 #define Py_BUILD_CORE_MODULE 1
+#include <stdbool.h>
+
 #include <Python.h>
 #include <internal/pycore_frame.h>
 #include <internal/pycore_runtime.h>
@@ -43,6 +45,20 @@ static inline Frame *current_frame(const PyThreadState *ts)
 	return ts->current_frame;
 #else
 	return ts->cframe->current_frame;
+#endif
+}
+
+/*
+ * Whether a frame of an evaluation that has not ended has returned: from 3.12 on, its objects end
+ * after it has left the thread's frames.  While it runs, its stack has no size.
+ */
+static inline bool is_ending(const Frame *f)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+	return f->stacktop >= 0;
+#else
+	(void)f;
+	return false;
 #endif
 }
 

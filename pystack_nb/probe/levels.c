@@ -18,6 +18,10 @@ COLD void levels_find(struct thread *t, Frame *caller)
 				return;
 			}
 	}
+	/* A finished one that no other evaluation is around. */
+	if (t->top != t->stack->levels && !t->top->monitored && is_ending(t->top->frame) &&
+	    t->top->frame->previous == caller)
+		return;
 	if (t->top != t->stack->levels)
 		recorder_new_stack(t);
 	t->top->frame = caller;

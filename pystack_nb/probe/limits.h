@@ -28,10 +28,59 @@ static inline bool limits_any(void)
 	return limits.depth || limits.min_ticks || limits.budget > 0;
 }
 
+/* The recorded calls around what a level calls; a C function that the code outside calls has none.
+ */
+static inline uint32_t limits_around(const struct level *l)
+{
+	return l->depth + (l->depth && l->c_calls);
+}
+
 /* The depth of a recorded call inside calls of the depth `around`. */
 static inline uint32_t limits_depth(const struct code *c, uint32_t around)
 {
 	return around || !c->outside ? around + 1 : 0;
+}
+
+/* Store that a call begins. */
+static inline void limits_enter(struct thread *t, struct begun *b, enum pst_word kind, uint32_t id)
+{
+	b->sequence = t->batch->sequence;
+	b->last = t->last;
+	b->at = t->batch->count;
+	b->id = id;
+	b->start = put_now(t, kind, id);
+	if (limits.min_ticks)
+		go_inside(t, id);
+}
+
+/* Store that it ends, or count it. */
+static inline void limits_leave(struct thread *t, const struct begun *b, enum pst_leave how)
+{
+	/* Reading the clock costs. */
+	uint64_t now = limits.min_ticks ? ticks_now() : b->start;
+	bool outermost = limits.min_ticks && go_outside(t, b->id);
+
+	if (now - b->start >= limits.min_ticks || b->id >= PST_COUNTED) {
+		put_now(t, PST_LEAVE, how);
+		return;
+	}
+	rec.counts[b->id].calls++;
+	if (outermost)
+		rec.counts[b->id].ticks += now - b->start;
+	if (t->batch->sequence == b->sequence && t->batch->count == b->at + 1) {
+		t->batch->count = b->at; /* nothing came after its beginning */
+		t->last = b->last;
+	} else {
+		put_now(t, PST_LEAVE, PST_SHORT | how);
+	}
+}
+
+/* End the C function whose end was not told: another profiler may have come in between. */
+static inline void limits_leave_c_call(struct thread *t)
+{
+	if (t->top->c_calls)
+		limits_leave(t, &t->top->of, PST_RETURNED);
+	t->top->c_calls = false;
 }
 
 /* Ticks of the clock in a microsecond. */

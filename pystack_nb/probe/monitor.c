@@ -25,20 +25,30 @@ static void enter_function(const PyThreadState *ts, PyObject *callable)
 	if (t && !PyFunction_Check(callable) && !PyMethod_Check(callable)) {
 		limits.c_spent += limits.c_call_ticks;
 		limits_spend(t, limits.c_call_ticks);
-		if (limits.c_stopped || !rec.recording)
-			return;
 	}
+	if (!rec.recording)
+		return;
 
 	struct code *caller = t ? code_of(frame_code(t->top->frame)) : NULL;
 
-	if (!caller || caller->recording != rec.recording || caller->mode > CODE_GENERATOR)
+	if (!caller || caller->recording != rec.recording || caller->mode == CODE_SKIPPED)
+		return;
+	limits_leave_c_call(t);
+	if (!rec.recording || limits.c_stopped ||
+	    (limits.depth && limits_around(t->top) >= limits.depth))
 		return;
 	struct code *c = codes_of_function(t, callable);
 
-	if (!c)
+	if (!c || c->mode == CODE_SKIPPED)
 		return;
-	t->top->c_calls++;
-	put_now(t, PST_ENTER, c->id);
+	if (c->mode == CODE_COUNTED || caller->mode == CODE_COUNTED) {
+		if (c->id < PST_COUNTED)
+			rec.counts[c->id].calls++;
+		return;
+	}
+	c->calls++;
+	t->top->c_calls = true;
+	limits_enter(t, &t->top->of, PST_ENTER, c->id);
 }
 
 static void leave_function(const PyThreadState *ts, PyObject *callable, enum pst_leave how)
@@ -47,83 +57,143 @@ static void leave_function(const PyThreadState *ts, PyObject *callable, enum pst
 
 	if (t && t->top->c_calls &&
 	    (PyCFunction_Check(callable) || Py_IS_TYPE(callable, &PyMethodDescr_Type))) {
-		t->top->c_calls--;
-		put_now(t, PST_LEAVE, how);
+		t->top->c_calls = false;
+		limits_leave(t, &t->top->of, how);
 	}
+}
+
+/* What an audit hook has raised. */
+static void say_refused(void)
+{
+	if (PyErr_ExceptionMatches(PyExc_Exception))
+		_PyErr_FormatFromCause(PyExc_RuntimeError, "an audit hook refuses it");
 }
 
 #if PY_VERSION_HEX < 0x030C0000
 
-static bool on;
+bool monitor_on;
+
+/* Take the hook from a thread, as if it had not been set; an audit hook can't refuse that. */
+static void unhook(PyThreadState *ts)
+{
+	PyObject *type, *value, *traceback;
+
+	/* An exception may be on its way, and is not to be lost. */
+	PyErr_Fetch(&type, &value, &traceback);
+	if (_PyEval_SetProfile(ts, NULL, NULL)) {
+		ts->c_profilefunc = NULL;
+		ts->cframe->use_tracing = ts->c_tracefunc ? 255 : 0;
+	}
+	PyErr_Restore(type, value, traceback);
+	if (this_thread)
+		this_thread->hooked = 0;
+}
 
 /* PyEval_SetProfile's function: the evaluator has the calls of Python functions. */
 static int profile(PyObject *unused, PyFrameObject *frame, int what, PyObject *arg)
 {
-	const PyThreadState *ts = PyThreadState_Get();
+	PyThreadState *ts = PyThreadState_Get();
 
 	(void)unused, (void)frame;
-	if (!rec.recording || limits.c_stopped)
-		_PyEval_SetProfile(PyThreadState_Get(), NULL, NULL);
-	else if (what == PyTrace_C_CALL)
+	if (what == PyTrace_C_CALL && !limits.c_stopped)
 		enter_function(ts, arg);
 	else if (what == PyTrace_C_RETURN || what == PyTrace_C_EXCEPTION)
 		leave_function(ts, arg, what == PyTrace_C_RETURN ? PST_RETURNED : PST_RAISED);
+	if (!rec.recording || limits.c_stopped)
+		unhook(ts);
 	return 0;
 }
 
 int monitor_start(struct monitor_wanted wanted)
 {
-	on = wanted.c_calls;
-	if (on && PyThreadState_Get()->c_profilefunc) {
+	PyThreadState *ts = PyThreadState_Get();
+
+	if (!wanted.c_calls)
+		return 0;
+	if (ts->c_profilefunc) {
 		PyErr_SetString(PyExc_ValueError, "a profile function is set");
-		on = false;
 		return -1;
 	}
-	if (on)
-		monitor_attach();
+	if (_PyEval_SetProfile(ts, profile, NULL)) {
+		say_refused();
+		return -1;
+	}
+	monitor_on = true;
 	return 0;
 }
 
-void monitor_attach(void)
-{
-	if (on && !limits.c_stopped && !PyThreadState_Get()->c_profilefunc)
-		_PyEval_SetProfile(PyThreadState_Get(), profile, NULL);
-}
-
-/* An exception may be on its way, and is not to be lost. */
-static void set_hook(Py_tracefunc hook)
+/* Set the hook, if nobody has set another one; an audit hook may refuse it. */
+static void hook(struct thread *t, PyThreadState *ts)
 {
 	PyObject *type, *value, *traceback;
 
+	t->unhooked = true; /* an audit hook is a recorded call itself */
+	if (ts->c_profilefunc)
+		return;
 	PyErr_Fetch(&type, &value, &traceback);
-	_PyEval_SetProfile(PyThreadState_Get(), hook, NULL);
+	t->refused = _PyEval_SetProfile(ts, profile, NULL) != 0;
 	PyErr_Restore(type, value, traceback);
+	t->unhooked = t->refused;
+}
+
+static void count_taken(const struct thread *t)
+{
+	if (rec.recording && t->recording == rec.recording)
+		rec.shared->counters[PST_CALLS_HOOK_TAKEN]++;
+}
+
+COLD void monitor_look_again(struct thread *t, PyThreadState *ts)
+{
+	if (limits.c_stopped)
+		return; /* the probe takes the hook away itself */
+	if (ts->c_profilefunc == profile) {
+		t->hooked = ts->id;
+		t->unhooked = t->refused = false;
+	} else if (t->hooked != ts->id) {
+		/* The thread is new, or its state: another language's threads have many. */
+		t->hooked = ts->id;
+		hook(t, ts);
+		if (t->unhooked)
+			count_taken(t);
+	} else if (!t->unhooked) {
+		count_taken(t);
+		if (t->top->frame == current_frame(ts))
+			limits_leave_c_call(t);
+		hook(t, ts);
+	} else if (!ts->c_profilefunc && !t->refused) {
+		hook(t, ts);
+	}
 }
 
 void monitor_pause(void)
 {
-	if (on && PyThreadState_Get()->c_profilefunc == profile)
-		set_hook(NULL);
+	PyThreadState *ts = PyThreadState_Get();
+
+	if (monitor_on && ts->c_profilefunc == profile)
+		unhook(ts);
 }
 
 void monitor_go_on(void)
 {
-	if (on && rec.recording && !limits.c_stopped && !PyThreadState_Get()->c_profilefunc)
-		set_hook(profile);
+	if (rec.recording && this_thread)
+		monitor_look(this_thread, PyThreadState_Get());
 }
 
-int monitor_stop(void)
+void monitor_stop(void)
 {
-	PyThreadState *ts;
+	PyThreadState *present = PyThreadState_Get();
+	const struct thread *t = this_thread;
 
-	if (!on)
-		return 0;
-	on = false;
-	for (ts = PyInterpreterState_ThreadHead(PyInterpreterState_Get()); ts;
+	if (!monitor_on)
+		return;
+	monitor_on = false;
+	if (rec.shared && !limits.c_stopped && t && !t->unhooked && t->hooked == present->id &&
+	    present->c_profilefunc != profile)
+		rec.shared->counters[PST_CALLS_HOOK_TAKEN]++;
+	for (PyThreadState *ts = PyInterpreterState_ThreadHead(PyInterpreterState_Get()); ts;
 	     ts = PyThreadState_Next(ts))
 		if (ts->c_profilefunc == profile)
-			_PyEval_SetProfile(ts, NULL, NULL);
-	return 0;
+			unhook(ts);
 }
 
 #else
@@ -131,10 +201,14 @@ int monitor_stop(void)
 /* Ids that no kind of tool is given by PEP 669 come first, then a profiler's. */
 static const int ids[] = {4, 3, 2};
 
+static const char tool_name[] = "pystack_nb";
+
 static int tool = -1;
 static PyObject *monitoring;
 static PyObject *disable;
 static PyObject *init_name;
+static int wanted_events;
+static bool c_calls;
 
 /* Events of sys.monitoring.events, as bits (Include/cpython/monitoring.h). */
 enum event {
@@ -155,13 +229,19 @@ static struct thread *present_thread(void)
 	return rec.recording ? t : NULL;
 }
 
-/* Whether the frame runs the __init__ of its first argument's class. */
+static bool has_init_name(const PyCodeObject *code)
+{
+	return PyUnicode_CompareWithASCIIString(code->co_name, "__init__") == 0;
+}
+
+/* Whether the frame runs the __init__ of its first argument's class, or may do so next time. */
 static bool is_init(const Frame *f)
 {
 	const PyCodeObject *code = frame_code(f);
 	PyObject *self = code->co_argcount ? f->localsplus[0] : NULL;
+	const struct code *c = code_of(code);
 
-	if (PyUnicode_CompareWithASCIIString(code->co_name, "__init__") == 0)
+	if (has_init_name(code) || (c && c->alias))
 		return true;
 	if (self && PyCell_Check(self))
 		self = PyCell_GET(self);
@@ -184,7 +264,7 @@ static void enter_init(struct thread *t, struct code *c, Frame *f)
 
 	l->monitored = true;
 	l->entered = false;
-	l->depth = l[-1].depth;
+	l->depth = limits_around(&l[-1]);
 	if (c->mode == CODE_COUNTED && c->id < PST_COUNTED)
 		rec.counts[c->id].calls++;
 	if (c->mode != CODE_RECORDED) {
@@ -205,8 +285,7 @@ static void enter_init(struct thread *t, struct code *c, Frame *f)
 
 static void leave_init(struct thread *t, uint32_t id, enum pst_leave how)
 {
-	for (; t->top->c_calls; t->top->c_calls--)
-		put_now(t, PST_LEAVE, PST_RETURNED);
+	limits_leave_c_call(t);
 	if (t->top->entered) {
 		uint64_t ticks = ticks_now() - t->top->start;
 		bool outermost = limits.min_ticks && go_outside(t, id);
@@ -235,8 +314,12 @@ static PyObject *on_start(PyObject *module, PyObject *const *args, Py_ssize_t co
 	if (!t || rec.deep)
 		Py_RETURN_NONE;
 	if (t->top->frame == f) { /* the evaluator has seen it */
-		if (!c || !is_init(f))
+		if (!c)
 			return Py_NewRef(disable);
+		if (!is_init(f)) {
+			c->unwatched = true;
+			return Py_NewRef(disable);
+		}
 		c->init = true;
 		Py_RETURN_NONE;
 	}
@@ -282,11 +365,35 @@ static PyObject *on_unwind(PyObject *module, PyObject *const *args, Py_ssize_t c
 	return leave(args[0], PST_RAISED);
 }
 
+/* The code of a class's __init__, if that has another name. */
+static PyCodeObject *alias_in(PyObject *init)
+{
+	PyCodeObject *code =
+		init && PyFunction_Check(init) ? (PyCodeObject *)PyFunction_GET_CODE(init) : NULL;
+
+	return code && !has_init_name(code) ? code : NULL;
+}
+
+static int call(const char *name, const char *format, ...);
+
 static PyObject *on_call(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
+	PyCodeObject *alias = NULL;
+
 	(void)module, (void)count;
-	if (!rec.recording || limits.c_stopped)
-		return Py_NewRef(disable); /* here; the next recording asks again */
+	/* As Python/specialize.c asks for it. */
+	if (wanted_events & EVENT_PY_START && PyType_CheckExact(args[2]))
+		alias = alias_in(_PyType_Lookup((PyTypeObject *)args[2], init_name));
+
+	struct code *c = alias ? codes_mark(alias) : NULL;
+
+	if (c && !c->alias) {
+		c->alias = true;
+		if (c->unwatched && c->recording == rec.recording && call("restart_events", "()"))
+			PyErr_Clear();
+	}
+	if (!c_calls || !rec.recording || limits.c_stopped)
+		return Py_NewRef(disable); /* each place in the code is looked at once */
 	enter_function(PyThreadState_Get(), args[2]);
 	Py_RETURN_NONE;
 }
@@ -310,18 +417,37 @@ static PyObject *on_c_raise(PyObject *module, PyObject *const *args, Py_ssize_t 
 static struct {
 	int event;
 	PyMethodDef definition;
+	PyObject *function;
 } callbacks[] = {
-	{EVENT_PY_START, CALLBACK("start", on_start)},
-	{EVENT_PY_RETURN, CALLBACK("return", on_return)},
-	{EVENT_PY_UNWIND, CALLBACK("unwind", on_unwind)},
-	{EVENT_CALL, CALLBACK("call", on_call)},
-	{EVENT_C_RETURN, CALLBACK("c_return", on_c_return)},
-	{EVENT_C_RAISE, CALLBACK("c_raise", on_c_raise)},
+	{EVENT_PY_START, CALLBACK("start", on_start), NULL},
+	{EVENT_PY_RETURN, CALLBACK("return", on_return), NULL},
+	{EVENT_PY_UNWIND, CALLBACK("unwind", on_unwind), NULL},
+	{EVENT_CALL, CALLBACK("call", on_call), NULL},
+	{EVENT_C_RETURN, CALLBACK("c_return", on_c_return), NULL},
+	{EVENT_C_RAISE, CALLBACK("c_raise", on_c_raise), NULL},
 };
 enum { CALLBACKS = sizeof(callbacks) / sizeof(callbacks[0]) };
 
-void monitor_attach(void)
+static PyObject *ask_with(const char *name, const char *format, va_list arguments)
 {
+	PyObject *method = PyObject_GetAttrString(monitoring, name);
+	PyObject *tuple = method ? Py_VaBuildValue(format, arguments) : NULL;
+	PyObject *result = tuple ? PyObject_CallObject(method, tuple) : NULL;
+
+	Py_XDECREF(method);
+	Py_XDECREF(tuple);
+	return result;
+}
+
+static PyObject *ask(const char *name, const char *format, ...)
+{
+	va_list arguments;
+
+	va_start(arguments, format);
+	PyObject *result = ask_with(name, format, arguments);
+
+	va_end(arguments);
+	return result;
 }
 
 void monitor_pause(void)
@@ -335,25 +461,25 @@ void monitor_go_on(void)
 static int call(const char *name, const char *format, ...)
 {
 	va_list arguments;
-	PyObject *method = PyObject_GetAttrString(monitoring, name);
-	PyObject *tuple = NULL, *result = NULL;
 
 	va_start(arguments, format);
-	if (method)
-		tuple = Py_VaBuildValue(format, arguments);
+	PyObject *result = ask_with(name, format, arguments);
+
 	va_end(arguments);
-	if (tuple)
-		result = PyObject_CallObject(method, tuple);
-	Py_XDECREF(method);
-	Py_XDECREF(tuple);
 	Py_XDECREF(result);
 	return result ? 0 : -1;
+}
+
+static bool is_wanted(int event)
+{
+	/* These two come with the calls. */
+	return event & (EVENT_C_RETURN | EVENT_C_RAISE) ? c_calls : event & wanted_events;
 }
 
 static int take_tool(void)
 {
 	for (size_t i = 0; i < sizeof(ids) / sizeof(ids[0]); i++) {
-		if (!call("use_tool_id", "(is)", ids[i], "pystack_nb")) {
+		if (!call("use_tool_id", "(is)", ids[i], tool_name)) {
 			tool = ids[i];
 			return 0;
 		}
@@ -365,12 +491,84 @@ static int take_tool(void)
 	return -1;
 }
 
+/* Whether a class is one's subclass by several ways. */
+static bool has_several_bases(const PyTypeObject *type)
+{
+	return type->tp_bases && PyTuple_GET_SIZE(type->tp_bases) > 1;
+}
+
+/* Look at each class under `type`. */
+static int for_each_type(PyTypeObject *type, PyObject *seen, void (*look)(PyTypeObject *))
+{
+	if (type->tp_flags & Py_TPFLAGS_HEAPTYPE && !type->tp_subclasses)
+		return 0;
+	if (has_several_bases(type)) {
+		Py_ssize_t before = PySet_GET_SIZE(seen);
+		PyObject *key = PyLong_FromVoidPtr(type);
+		int error = key ? PySet_Add(seen, key) : -1;
+
+		Py_XDECREF(key);
+		if (error || PySet_GET_SIZE(seen) == before)
+			return error;
+	}
+	PyObject *below =
+		PyObject_CallMethod((PyObject *)&PyType_Type, "__subclasses__", "O", type);
+	int error = below ? 0 : -1;
+
+	for (Py_ssize_t i = 0; !error && i < PyList_GET_SIZE(below); i++) {
+		PyTypeObject *one = (PyTypeObject *)PyList_GET_ITEM(below, i);
+
+		look(one);
+		error = for_each_type(one, seen, look);
+	}
+	Py_XDECREF(below);
+	return error;
+}
+
+static int for_all_types(void (*look)(PyTypeObject *))
+{
+	PyObject *seen = PySet_New(NULL);
+	int error = seen ? for_each_type(&PyBaseObject_Type, seen, look) : -1;
+
+	Py_XDECREF(seen);
+	return error;
+}
+
+/* Know what is a class's __init__ already. */
+static void mark_alias(PyTypeObject *type)
+{
+	PyObject *dict = PyType_GetDict(type);
+	PyCodeObject *code = dict ? alias_in(PyDict_GetItem(dict, init_name)) : NULL;
+	struct code *c = code ? codes_mark(code) : NULL;
+
+	if (c)
+		c->alias = true;
+	Py_XDECREF(dict);
+}
+
+/* Count what became a class's __init__ after it was seen as another function. */
+static void count_unseen(PyTypeObject *type)
+{
+	PyCodeObject *code = NULL;
+
+#if PY_VERSION_HEX >= 0x030D0000
+	/* Only what the interpreter has specialised gets by. */
+	if (type->tp_flags & Py_TPFLAGS_HEAPTYPE && ((PyHeapTypeObject *)type)->_spec_cache.init)
+		code = alias_in(_PyType_Lookup(type, init_name));
+#else
+	(void)type;
+#endif
+	struct code *c = code ? code_of(code) : NULL;
+
+	if (c && c->unwatched && !c->alias && c->recording == rec.shared->recording) {
+		c->alias = true;
+		rec.shared->counters[PST_CALLS_INIT_UNSEEN]++;
+	}
+}
+
 int monitor_start(struct monitor_wanted wanted)
 {
-	int events = (wanted.init ? EVENT_PY_START | EVENT_PY_RETURN | EVENT_PY_UNWIND : 0) |
-		     (wanted.c_calls ? EVENT_CALL : 0);
-
-	if (!events)
+	if (!wanted.init && !wanted.c_calls)
 		return 0;
 	if (!monitoring) {
 		monitoring = Py_XNewRef(PySys_GetObject("monitoring"));
@@ -383,15 +581,27 @@ int monitor_start(struct monitor_wanted wanted)
 	}
 	if (take_tool())
 		return -1;
+	c_calls = wanted.c_calls;
+	wanted_events = EVENT_CALL;
+	if (wanted.init)
+		wanted_events |= EVENT_PY_START | EVENT_PY_RETURN | EVENT_PY_UNWIND;
 	for (size_t i = 0; i < CALLBACKS; i++) {
-		PyObject *function = PyCFunction_New(&callbacks[i].definition, NULL);
-
-		if (!function ||
-		    call("register_callback", "(iiN)", tool, callbacks[i].event, function))
+		if (!is_wanted(callbacks[i].event))
+			continue;
+		if (!callbacks[i].function)
+			callbacks[i].function = PyCFunction_New(&callbacks[i].definition, NULL);
+		if (!callbacks[i].function)
 			goto fail;
+		if (call("register_callback", "(iiO)", tool, callbacks[i].event,
+			 callbacks[i].function)) {
+			say_refused();
+			goto fail;
+		}
 	}
+	if (wanted.init && for_all_types(mark_alias))
+		goto fail;
 	/* What was disabled in an earlier recording is asked again. */
-	if (call("restart_events", "()") || call("set_events", "(ii)", tool, events))
+	if (call("restart_events", "()") || call("set_events", "(ii)", tool, wanted_events))
 		goto fail;
 	return 0;
 fail:
@@ -400,24 +610,68 @@ fail:
 
 		PyErr_Fetch(&type, &value, &traceback);
 		monitor_stop();
-		PyErr_Clear();
 		PyErr_Restore(type, value, traceback);
 		return -1;
 	}
 }
 
-int monitor_stop(void)
+/* Whether the id is still the probe's; one that was given back is taken again, to be cleared. */
+static bool is_own_tool(void)
 {
-	int error = 0;
+	PyObject *name = ask("get_tool", "(i)", tool);
+	bool own =
+		name && PyUnicode_Check(name) && !PyUnicode_CompareWithASCIIString(name, tool_name);
 
+	if (name == Py_None)
+		own = !call("use_tool_id", "(is)", tool, tool_name);
+	Py_XDECREF(name);
+	PyErr_Clear();
+	return own;
+}
+
+static bool has_events(void)
+{
+	PyObject *events = ask("get_events", "(i)", tool);
+	long found = events && PyLong_Check(events) ? PyLong_AsLong(events) : 0;
+
+	Py_XDECREF(events);
+	PyErr_Clear();
+	return (found & wanted_events) == wanted_events;
+}
+
+/* Take back a callback, another one's stays; false: it was not there any more. */
+static bool unregister(int event, PyObject *function)
+{
+	PyObject *before = ask("register_callback", "(iiO)", tool, event, Py_None);
+	bool own = before == function;
+
+	if (before && before != Py_None && !own)
+		call("register_callback", "(iiO)", tool, event, before);
+	Py_XDECREF(before);
+	PyErr_Clear();
+	return own;
+}
+
+void monitor_stop(void)
+{
 	if (tool < 0)
-		return 0;
-	error |= call("set_events", "(ii)", tool, 0);
+		return;
+	bool own = is_own_tool(), whole = own && has_events();
+
+	if (own && call("set_events", "(ii)", tool, 0))
+		PyErr_Clear();
 	for (size_t i = 0; i < CALLBACKS; i++)
-		error |= call("register_callback", "(iiO)", tool, callbacks[i].event, Py_None);
-	error |= call("free_tool_id", "(i)", tool);
+		if (is_wanted(callbacks[i].event))
+			whole &= unregister(callbacks[i].event, callbacks[i].function);
+	if (own && call("free_tool_id", "(i)", tool))
+		PyErr_Clear();
 	tool = -1;
-	return error ? -1 : 0;
+	if (!rec.shared)
+		return;
+	if (!whole)
+		rec.shared->counters[PST_CALLS_HOOK_TAKEN]++;
+	if (wanted_events & EVENT_PY_START && for_all_types(count_unseen))
+		PyErr_Clear();
 }
 
 #endif

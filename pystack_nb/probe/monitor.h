@@ -17,15 +17,32 @@ struct monitor_wanted {
 
 /* Take a tool id and switch the events on; -1 with an exception. */
 int monitor_start(struct monitor_wanted wanted);
-/* A thread is recorded from here on. */
-void monitor_attach(void);
+/* Switch them off, and give the tool id back; what others have taken away is counted. */
+void monitor_stop(void);
+
 /*
  * On 3.11, what the interpreter has specialised runs as if it had not while there is a profile
  * hook, which takes C stack: take it from this thread, and give it back.
  */
 void monitor_pause(void);
 void monitor_go_on(void);
-/* Switch them off, and give the tool id back; -1 with an exception. */
-int monitor_stop(void);
+
+#if PY_VERSION_HEX < 0x030C0000
+extern bool monitor_on;
+
+/* See whether the profile hook is there. */
+void monitor_look_again(struct thread *t, PyThreadState *ts);
+
+static inline void monitor_look(struct thread *t, PyThreadState *ts)
+{
+	if (UNLIKELY(monitor_on))
+		monitor_look_again(t, ts);
+}
+#else
+static inline void monitor_look(struct thread *t, PyThreadState *ts)
+{
+	(void)t, (void)ts;
+}
+#endif
 
 #endif

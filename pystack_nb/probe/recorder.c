@@ -85,6 +85,8 @@ static void free_thread(struct thread *t)
 	free(t);
 }
 
+static void keep_bound_of(struct thread *t);
+
 /* The end of a thread, after its last Python code and perhaps without the GIL. */
 static void thread_ends(void *arg)
 {
@@ -98,6 +100,8 @@ static void thread_ends(void *arg)
 	if (t->batch && t->recording == rec.recording && rec.recording) {
 		recorder_flush(t);
 		t->batch->thread = 0;
+	} else {
+		keep_bound_of(t);
 	}
 	pthread_mutex_unlock(&lock);
 	/* Another library's destructor may yet run Python code here. */
@@ -364,6 +368,8 @@ COLD struct thread *recorder_attach(void)
 	free(t->inside);
 	t->inside = NULL;
 	t->next_stack = 0;
+	t->hooked = 0;
+	t->unhooked = t->refused = false;
 	t->recording = NO_RECORDING;
 	t->batch = take_batch();
 	if (!t->batch) {
@@ -614,15 +620,19 @@ static bool keep_bound(struct thread *t)
 	return false;
 }
 
+/* The same, once recording has ended. */
+static void keep_bound_of(struct thread *t)
+{
+	if (!rec.bound_kept && t->batch && t->recording == rec.shared->recording && !keep_bound(t))
+		rec.shared->counters[PST_CALLS_MAX_EVENTS] = 1;
+}
+
 void recorder_keep_bound(void)
 {
-	if (rec.bound_kept)
-		return;
-	rec.bound_kept = true;
 	pthread_mutex_lock(&lock);
 	for (struct thread *t = threads; t; t = t->next)
-		if (t->batch && t->recording == rec.shared->recording && !keep_bound(t))
-			rec.shared->counters[PST_CALLS_MAX_EVENTS] = 1;
+		keep_bound_of(t);
+	rec.bound_kept = true;
 	pthread_mutex_unlock(&lock);
 }
 

@@ -26,14 +26,23 @@ enum {
 	WHOLE_TIME = 1 << 30, /* ticks after which an event carries the whole counter */
 };
 
+/* A call that has begun, for what becomes of it when it was short. */
+struct begun {
+	uint64_t start, last; /* when, and the newest time stored before */
+	uint64_t sequence;    /* of the batch that has its beginning */
+	uint32_t at;          /* which word of it */
+	uint32_t id;
+};
+
 /* An evaluation that is on a thread's stack, recorded or not. */
 struct level {
 	Frame *frame;
-	uint32_t depth;   /* recorded calls around, itself included; with limits alone */
-	uint32_t c_calls; /* C functions that it has called and that have not returned */
-	bool monitored;   /* its end comes from sys.monitoring, not from the evaluator */
-	bool entered;     /* monitored: its beginning is in the recording */
-	uint64_t start;   /* monitored: when that was */
+	uint32_t depth;  /* recorded calls around, itself included; with limits alone */
+	bool c_calls;    /* it has called a C function, which has not returned */
+	bool monitored;  /* its end comes from sys.monitoring, not from the evaluator */
+	bool entered;    /* monitored: its beginning is in the recording */
+	uint64_t start;  /* monitored: when that was */
+	struct begun of; /* the C function */
 };
 
 /* The levels of one stack: the thread's own, or a greenlet's. */
@@ -60,6 +69,9 @@ struct thread {
 	struct stack *stack;
 	struct stack *stacks;
 	uint32_t next_stack;
+	uint64_t hooked;     /* 3.11: the thread state that the profile hook was set for */
+	bool unhooked;       /* and that it is not there any more */
+	bool refused;        /* and may not be set again */
 	uint32_t without;    /* a recording that had no batch left for this thread */
 	struct thread *next; /* all that there are */
 };

@@ -186,6 +186,10 @@ CALL_COUNTERS = (
     "forks",
     "stopped",
     "no_id",
+    "c_stopped",
+    "replaced",
+    "hook_taken",
+    "init_unseen",
 )
 
 

@@ -386,6 +386,8 @@ def test_a_gap_leaves_what_is_open_and_is_told():
         ("deep", "deep-recursion", "2 times"),
         ("interpreters", "sub-interpreters", "2 sub-interpreters"),
         ("forks", "forked-children", "2 forked children"),
+        ("hook_taken", "hook-taken", "the probe's place 2 times"),
+        ("init_unseen", "init-unseen", "2 functions became"),
         ("no_id", "calls-without-id", "2 calls of code objects"),
         ("gave_up", None, "2 batches"),
     ],

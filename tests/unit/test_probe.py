@@ -76,3 +76,25 @@ def test_each_thread_has_its_own_calls(recorded):
     fibs = calls[(calls["function"] == "fib") & (calls["filename"] == PROGRAM)]
     per_thread = fibs.groupby("tid").size()
     assert sorted(per_thread) == [25 * n for n in range(1, 9)]
+
+
+def test_objects_that_end_with_a_thread_s_outermost_call_are_not_in_another_place(probed):
+    probed.run(
+        "import _thread\n"
+        "ended = threading.Event()\n"
+        "class Ends:\n    def __del__(self): leaf(); ended.set()\n"
+        "def outermost(): kept = Ends()\n"
+        "def program():\n"
+        "    _thread.start_new_thread(outermost, ())\n"
+        "    ended.wait()\n"
+        "    while _thread._count(): time.sleep(0)\n"
+        "keep(record(program))\n"
+    )
+    calls = probed.recording().calls
+    ends = calls[calls["function"] == "Ends.__del__"]
+    outermost = calls[calls["function"] == "outermost"]
+    assert len(ends) == len(outermost) == 1
+    # Up to 3.11, they end after it.
+    assert list(ends["parent"]) == ([-1] if probed.minor == 11 else list(outermost.index))
+    assert outermost["complete"].all()
+    assert list(outermost["depth"]) == [0]

@@ -211,6 +211,7 @@ def test_what_ran_before_recurses_near_the_end_of_a_small_stack_as_deep_as_unrec
     recording = probed.recording()
     assert probed.ncalls()["leaf"] == 10
     assert (recording.calls["kind"] == "c-call").any()
+    assert recording.info["call_counters"]["hook_taken"] == 0
 
 
 def test_a_recording_may_be_stopped_and_begun_anew_near_the_end_of_the_stack(probed):
@@ -323,6 +324,21 @@ def test_a_bound_on_events_ends_the_recording_cleanly(probed):
         assert recording.info["incomplete_by_cause"]["calls-not-named"] == 0
         assert any("bound on events" in note for note in recording.info["notes"])
     assert probed.recording("all").info["calls_stopped"] is None
+
+
+def test_a_thread_that_ends_after_the_bound_was_reached_stores_no_more_than_that(probed):
+    probed.run(
+        "begun, go_on = threading.Event(), threading.Event()\n"
+        "def other():\n    call(500); begun.set(); go_on.wait()\n"
+        "def program():\n"
+        "    thread = threading.Thread(target=other)\n"
+        "    thread.start(); begun.wait()\n"
+        "    call(50_000)\n"
+        "    go_on.set(); thread.join()\n"
+        "keep(record(program, max_events=9999))\n"
+    )
+    calls = probed.recording().calls
+    assert len(calls) + calls["complete"].sum() == 9999
 
 
 def test_what_a_budget_demotes_is_told_and_no_call_is_missing(probed):
