@@ -7,12 +7,11 @@ faults will do.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ import torch
 from pystack_nb.errors import FaultError
 from pystack_nb.faults import bits, values
 from pystack_nb.faults.choice import Choice
+from pystack_nb.faults.drawn import Drawn
 
 
 if TYPE_CHECKING:
@@ -30,59 +30,21 @@ if TYPE_CHECKING:
 
     from pystack_nb.faults.bits import Masks
 
-_ALL = ~np.uint64(0)
 
-
-@dataclass(frozen=True, eq=False)
-class Drawn:
-    """What the faults of one model do, a row per fault.
-
-    Attributes
-    ----------
-    and_mask, or_mask, xor_mask : numpy.ndarray of uint64, shape (n,)
-        The stored bits become ``((bits & and_mask) | or_mask) ^ xor_mask``.
-    value : numpy.ndarray of float64, shape (n,)
-        The number that is written, NaN where the model writes none.  Only in quantised
-        tensors does it say more than the masks, which do not know the scale.
-    bit : numpy.ndarray of int64, shape (n,)
-        The lowest bit that is struck, -1 where whole values are.
-    noise : numpy.ndarray of float64, shape (n,), or None
-        `Noise`'s random numbers.
-    rng : numpy.random.Generator or None
-        What `Custom`'s function is given.
-    parts : tuple of Drawn
-        `Sequence`'s models one by one, where the masks can't tell them.
-    """
-
-    and_mask: Masks
-    or_mask: Masks
-    xor_mask: Masks
-    value: NDArray[np.float64]
-    bit: NDArray[np.int64]
-    noise: NDArray[np.float64] | None = None
-    rng: np.random.Generator | None = None
-    parts: tuple[Drawn, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.bit)
-
-    @property
-    def lasting(self) -> bool:
-        """Whether bits are stuck, and nothing else: to force them again changes nothing."""
-        else_too = self.xor_mask.any() or not np.isnan(self.value).all()
-        return not (else_too or self.parts or self.rng or self.noise is not None)
-
-    @classmethod
-    def of(cls, count: int, **changed: Any) -> Drawn:
-        """Make rows that change nothing, but for what is given."""
-        nothing: dict[str, Any] = {
-            "and_mask": np.full(count, _ALL),
-            "or_mask": np.zeros(count, np.uint64),
-            "xor_mask": np.zeros(count, np.uint64),
-            "value": np.full(count, np.nan),
-            "bit": np.full(count, -1),
-        }
-        return cls(**(nothing | changed))
+__all__ = [
+    "BitFlip",
+    "BitModel",
+    "Custom",
+    "Drawn",
+    "ErrorModel",
+    "Noise",
+    "RandomValue",
+    "Replace",
+    "Sequence",
+    "StuckAt",
+    "Zero",
+    "lowest",
+]
 
 
 class ErrorModel(ABC):
@@ -265,6 +227,9 @@ class Replace(ErrorModel):
 
     value: float
 
+    def __post_init__(self) -> None:
+        _check_number(self.value, "value")
+
     def draw(self, rng: np.random.Generator, dtype: torch.dtype, count: int) -> Drawn:  # noqa: ARG002
         """Draw nothing: each fault is alike; see `ErrorModel.draw`."""
         return _written(np.full(count, self.value), dtype)
@@ -296,6 +261,8 @@ class RandomValue(ErrorModel):
     high: float
 
     def __post_init__(self) -> None:
+        _check_number(self.low, "low")
+        _check_number(self.high, "high")
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
             raise FaultError(
                 f"no value lies between {self.low} and {self.high}: give two numbers, the"
@@ -336,6 +303,7 @@ class Noise(ErrorModel):
     relative: bool = False
 
     def __post_init__(self) -> None:
+        _check_number(self.std, "std")
         if not (math.isfinite(self.std) and self.std >= 0):
             raise FaultError(f"no noise deviates by {self.std}: give a number from 0 on")
 
@@ -375,6 +343,10 @@ class Custom(ErrorModel):
 
     function: Callable[[torch.Tensor, np.random.Generator], Any]
 
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise FaultError(f"{self.function!r} is no function: give one of (values, rng)")
+
     def draw(self, rng: np.random.Generator, dtype: torch.dtype, count: int) -> Drawn:
         """Draw a generator for the function; see `ErrorModel.draw`."""
         bits.width(dtype)
@@ -386,7 +358,15 @@ class Custom(ErrorModel):
         # A permanent fault is applied in each forward, and must do the same each time.
         rng = np.random.Generator(type(drawn.rng.bit_generator)())
         rng.bit_generator.state = drawn.rng.bit_generator.state
-        new = torch.as_tensor(self.function(values.take(tensor, positions), rng))
+        made = self.function(values.take(tensor, positions), rng)
+        try:
+            new = torch.as_tensor(made)
+        except (TypeError, ValueError, RuntimeError):
+            raise FaultError(
+                f"the function made {made!r}, which is no number: return the values"
+            ) from None
+        if new.is_complex():
+            raise FaultError(f"the function made values of {new.dtype}: return real ones")
         try:
             new = new.detach().broadcast_to(len(positions))
         except RuntimeError:
@@ -431,7 +411,7 @@ class Sequence(ErrorModel):
             return Drawn.of(count, parts=parts)
         merged = parts[0]
         for part in parts[1:]:
-            merged = _after(merged, part)
+            merged = merged.then(part)
         return merged
 
     def apply(self, tensor: torch.Tensor, positions: NDArray[np.int64], drawn: Drawn) -> None:
@@ -459,6 +439,11 @@ def lowest(masks: Masks) -> NDArray[np.int64]:
     return np.frexp(isolated.astype(np.float64))[1].astype(np.int64) - 1
 
 
+def _check_number(number: object, name: str) -> None:
+    if not isinstance(number, SupportsFloat):
+        raise FaultError(f"{name}={number!r} is no number: give one, such as 0.5")
+
+
 def _written(numbers: NDArray[Any], dtype: torch.dtype) -> Drawn:
     value = numbers.astype(np.float64)
     if dtype in bits.QUANTISED:
@@ -468,20 +453,3 @@ def _written(numbers: NDArray[Any], dtype: torch.dtype) -> Drawn:
     none = np.zeros(len(value), np.uint64)
     stored = values.patterns(numbers, dtype)
     return Drawn.of(len(value), and_mask=none, xor_mask=stored, value=value)
-
-
-def _after(first: Drawn, second: Drawn) -> Drawn:
-    # Each bit is kept or not, and then inverted or not: ((x & a) | o) ^ f is (x & k) ^ v with
-    # k = a & ~o and v = o ^ f, and two such steps are one.
-    keep, turn = (
-        [part.and_mask & ~part.or_mask for part in (first, second)],
-        [part.or_mask ^ part.xor_mask for part in (first, second)],
-    )
-    # A whole value has bit -1, and so has what contains one.
-    return dataclasses.replace(
-        second,
-        and_mask=keep[0] & keep[1],
-        or_mask=np.zeros_like(keep[0]),
-        xor_mask=(turn[0] & keep[1]) ^ turn[1],
-        bit=np.minimum(first.bit, second.bit),
-    )

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
+import operator
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsFloat
 
 import numpy as np
 
 from pystack_nb.errors import FaultError
-from pystack_nb.faults.models import BitModel, Drawn, ErrorModel
+from pystack_nb.faults.models import BitModel, ErrorModel
 
 
 if TYPE_CHECKING:
     import torch
 
     from numpy.typing import NDArray
+
+    from pystack_nb.faults.drawn import Drawn
 
     Positions = NDArray[np.int64]
 
@@ -102,7 +105,7 @@ class Several(Pattern):
     count: int
 
     def __post_init__(self) -> None:
-        if self.count < 1:
+        if _whole(self.count, "count") < 1:
             raise FaultError(f"a fault can't strike {self.count} elements: give 1 or more")
 
     def elements(self, rng: np.random.Generator, region: Region) -> Positions:
@@ -125,6 +128,11 @@ class Channel(Pattern):
 
     number: int | None = None
     dim: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("number", "dim"):
+            if getattr(self, name) is not None:
+                _whole(getattr(self, name), name)
 
     def elements(self, rng: np.random.Generator, region: Region) -> Positions:
         """Give the channel's elements; see `Pattern.elements`."""
@@ -151,6 +159,9 @@ class Row(Pattern):
     """
 
     dim: int = -1
+
+    def __post_init__(self) -> None:
+        _whole(self.dim, "dim")
 
     def elements(self, rng: np.random.Generator, region: Region) -> Positions:
         """Give the elements of a random line; see `Pattern.elements`."""
@@ -256,6 +267,13 @@ def _dimension(dim: int, shape: tuple[int, ...]) -> int:
     return dim % len(shape)
 
 
-def _check_rate(rate: float) -> None:
-    if not 0 <= rate <= 1:
-        raise FaultError(f"{rate} is no probability: give a number from 0 to 1")
+def _whole(number: object, name: str) -> int:
+    try:
+        return operator.index(number)  # type: ignore[arg-type]
+    except TypeError:
+        raise FaultError(f"{name}={number!r}: give a whole number") from None
+
+
+def _check_rate(rate: object) -> None:
+    if not isinstance(rate, SupportsFloat) or not 0 <= float(rate) <= 1:
+        raise FaultError(f"{rate!r} is no probability: give a number from 0 to 1")

@@ -261,6 +261,12 @@ def test_models_know_how_many_faults_an_element_can_have(model, dtype, expected)
         (lambda: RandomValue(2, 1), "smaller one first"),
         (lambda: RandomValue(0, math.inf), "two numbers"),
         (lambda: Noise(-1), "from 0 on"),
+        (lambda: RandomValue("a", 1), "low='a' is no number"),
+        (lambda: RandomValue(0, None), "high=None is no number"),
+        (lambda: Noise("a"), "std='a' is no number"),
+        (lambda: Replace("a"), "value='a' is no number"),
+        (lambda: Replace("3"), "such as"),
+        (lambda: Custom(3), "give one of"),
         (Sequence, "one or more"),
     ],
 )

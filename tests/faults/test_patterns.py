@@ -11,6 +11,7 @@ import torch
 from nets import lenet
 from torch import nn
 
+from pystack_nb.errors import FaultError
 from pystack_nb.faults import (
     BitErrorRate,
     Channel,
@@ -75,6 +76,23 @@ def test_rates_per_bit_and_per_element_are_kept(rate):
     with inject(model, Fault("", index=ElementErrorRate(rate), error=Replace(1.0)), seed=0):
         mean = 10_000 * rate
         assert abs(float(model(x).sum()) - mean) <= 6 * math.sqrt(mean * (1 - rate))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Several("a"), "count='a': give a whole number"),
+        (lambda: Several(0), "1 or more"),
+        (lambda: Channel("a"), "number='a'"),
+        (lambda: Channel(0, dim=0.5), "dim=0.5"),
+        (lambda: Row("a"), "dim='a'"),
+        (lambda: BitErrorRate("a"), "from 0 to 1"),
+        (lambda: ElementErrorRate(math.nan), "from 0 to 1"),
+    ],
+)
+def test_a_pattern_that_can_not_be_is_refused_when_it_is_made(make, says):
+    with pytest.raises(FaultError, match=says):
+        make()
 
 
 def test_a_seed_decides_and_each_fault_has_a_stream_of_its_own():
