@@ -138,9 +138,23 @@ def stored(tensor: torch.Tensor) -> torch.Tensor:
     ------
     FaultError
         For types that `width` refuses, and tensors whose elements have no place in memory
-        (sparse, meta).
+        (sparse, meta, nested) or another value than memory has (lazily negated).
     """
+    if not isinstance(tensor, torch.Tensor):
+        raise FaultError(
+            f"{type(tensor).__name__} is no torch.Tensor: give one, such as"
+            " torch.from_numpy(array), which shares the array's memory"
+        )
+    if tensor.is_nested:
+        raise FaultError(
+            "a nested tensor has no shape that an index could count: give one of"
+            " tensor.unbind(), which share its memory"
+        )
     dtype = stored_dtype(tensor.dtype)
+    if tensor.is_neg():
+        raise FaultError(
+            "this tensor is the negative of what its memory holds: give tensor.resolve_neg()"
+        )
     if tensor.layout != torch.strided or tensor.device.type == "meta":
         raise FaultError(
             f"a tensor of layout {tensor.layout} on device {tensor.device} has no element"
@@ -181,9 +195,9 @@ def flip_bit(tensor: torch.Tensor, index: int | tuple[int, ...], bit: int) -> No
     >>> x
     tensor([-1.])
     """
+    view = own(tensor)
     where = check_index(index, tuple(tensor.shape))
     mask = int(signed(np.array([1 << check_bit(bit, tensor.dtype)], np.uint64), tensor.dtype)[0])
-    view = own(tensor)
     view[where] ^= mask
 
 
@@ -312,10 +326,24 @@ def own(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def overlaps(tensor: torch.Tensor) -> bool:
-    """Tell whether elements share memory, as those of an expanded tensor do."""
-    return any(
-        step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
-    )
+    """Tell whether elements share memory, as in an expanded tensor or overlapping windows."""
+    if not tensor.numel():
+        return False
+    sizes = sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1)
+    reach = 0
+    for step, size in sizes:
+        if step <= reach:
+            break
+        reach += step * (size - 1)
+    else:
+        return False
+    if sizes[0][0] == 0:
+        return True
+    # Interleaved strides may still never meet.
+    offsets = np.zeros(1, np.int64)
+    for step, size in sizes:
+        offsets = np.add.outer(offsets, np.arange(size) * step).ravel()
+    return len(np.unique(offsets)) < len(offsets)
 
 
 def place(
