@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from pystack_nb import errors, marks
+    from pystack_nb import errors, faults, marks
     from pystack_nb.core import PyStackProfiler, last, recover
     from pystack_nb.magics import load_ipython_extension, unload_ipython_extension
     from pystack_nb.marks import mark
@@ -39,6 +39,7 @@ __all__ = [
     "Recording",
     "__version__",
     "errors",
+    "faults",
     "last",
     "load",
     "load_ipython_extension",
@@ -67,7 +68,7 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version  # noqa: PLC0415 - costs 10 ms, rarely asked for
 
         value: Any = version("pystack-nb")
-    elif name in {"errors", "marks"}:
+    elif name in {"errors", "faults", "marks"}:
         value = import_module(f"pystack_nb.{name}")
     elif name in _MODULE_OF:
         value = getattr(import_module(f"pystack_nb.{_MODULE_OF[name]}"), name)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pystack_nb.faults.exposure import exposure
     from pystack_nb.faults.injection import Fault, inject
     from pystack_nb.faults.log import InjectionLog
-    from pystack_nb.faults.metrics import Exact, Tolerance, Top1, TopK
+    from pystack_nb.faults.metrics import Exact, Metric, Tolerance, Top1, TopK
     from pystack_nb.faults.models import (
         BitFlip,
         Custom,
@@ -54,20 +54,25 @@ if TYPE_CHECKING:
         Element,
         ElementErrorRate,
         Everywhere,
+        Pattern,
         Row,
         Several,
     )
+    from pystack_nb.faults.plan import Plan
     from pystack_nb.faults.protection import (
         Checksum,
+        Defence,
         Duplicate,
         NanDetector,
+        Protection,
         Ranger,
         compare,
         protect,
     )
     from pystack_nb.faults.pytorchfi import FaultInjection
+    from pystack_nb.faults.reweighting import Reweighted
     from pystack_nb.faults.sites import sites
-    from pystack_nb.faults.statistics import sample_size, wilson
+    from pystack_nb.faults.statistics import Estimate, sample_size, upper_bound, wilson
 
 __all__ = [
     "BitErrorRate",
@@ -76,20 +81,27 @@ __all__ = [
     "Channel",
     "Checksum",
     "Custom",
+    "Defence",
     "Duplicate",
     "Element",
     "ElementErrorRate",
     "ErrorModel",
+    "Estimate",
     "Everywhere",
     "Exact",
     "Fault",
     "FaultInjection",
     "InjectionLog",
+    "Metric",
     "NanDetector",
     "Noise",
+    "Pattern",
+    "Plan",
+    "Protection",
     "RandomValue",
     "Ranger",
     "Replace",
+    "Reweighted",
     "Row",
     "Sequence",
     "Several",
@@ -106,6 +118,7 @@ __all__ = [
     "protect",
     "sample_size",
     "sites",
+    "upper_bound",
     "wilson",
 ]
 
@@ -116,19 +129,24 @@ _NAMES_OF = {
     "exposure": ["exposure"],
     "injection": ["Fault", "inject"],
     "log": ["InjectionLog"],
-    "metrics": ["Exact", "Tolerance", "Top1", "TopK"],
+    "metrics": ["Exact", "Metric", "Tolerance", "Top1", "TopK"],
     "models": [
         *["BitFlip", "Custom", "ErrorModel", "Noise", "RandomValue"],
         *["Replace", "Sequence", "StuckAt", "Zero"],
     ],
     "patterns": [
         *["BitErrorRate", "Channel", "Element", "ElementErrorRate"],
-        *["Everywhere", "Row", "Several"],
+        *["Everywhere", "Pattern", "Row", "Several"],
     ],
-    "protection": ["Checksum", "Duplicate", "NanDetector", "Ranger", "compare", "protect"],
+    "plan": ["Plan"],
+    "protection": [
+        *["Checksum", "Defence", "Duplicate", "NanDetector", "Protection", "Ranger"],
+        *["compare", "protect"],
+    ],
     "pytorchfi": ["FaultInjection"],
+    "reweighting": ["Reweighted"],
     "sites": ["sites"],
-    "statistics": ["sample_size", "wilson"],
+    "statistics": ["Estimate", "sample_size", "upper_bound", "wilson"],
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 

@@ -6,6 +6,7 @@ import math
 import struct
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -201,11 +202,46 @@ def test_of_a_boolean_only_the_lowest_bit_counts():
         (torch.zeros(1).expand(3), 0, 0, "contiguous"),
         (torch.zeros(3, device="meta"), 0, 0, "in memory"),
         (torch.eye(3).to_sparse(), (0, 0), 0, "dense"),
+        (torch.zeros(5).unfold(0, 3, 1), (0, 1), 31, "contiguous"),
+        (torch.tensor([1j]).conj().imag, 0, 0, "resolve_neg"),
+        (np.zeros(3), 0, 0, "from_numpy"),
+        ([0.0], 0, 0, "no torch.Tensor"),
     ],
 )
 def test_what_can_not_be_flipped_is_refused(tensor, index, bit, says):
     with pytest.raises(FaultError, match=says):
         faults.flip_bit(tensor, index, bit)
+
+
+def test_a_nested_tensor_is_struck_in_its_parts():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    with pytest.raises(FaultError, match="unbind"):
+        faults.flip_bit(nested, (0, 1), 31)
+    faults.flip_bit(nested.unbind()[1], 2, 31)
+    assert nested.unbind()[1].tolist() == [1, 1, -1]
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "shared"),
+    [
+        ((2, 3), (3, 1), False),
+        ((3, 2), (1, 3), False),
+        ((1, 3), (0, 1), False),
+        ((0, 3), (0, 0), False),
+        ((), (), False),
+        ((2, 3), (1, 1), True),
+        ((2, 3), (0, 1), True),
+        ((4, 3), (2, 1), True),
+        ((2, 2), (2, 3), False),
+        ((3, 3), (2, 3), False),
+        ((4, 3), (2, 3), True),
+    ],
+)
+def test_elements_that_share_memory_are_found(size, stride, shared):
+    tensor = torch.zeros(40).as_strided(size, stride)
+    assert bits.overlaps(tensor) == shared
 
 
 @pytest.mark.parametrize("position", [-1, 4])
@@ -239,3 +275,17 @@ def test_functions_keep_their_names_when_their_modules_are_imported():
     import pystack_nb.faults.sites  # noqa: F401
 
     assert callable(faults.sites)
+
+
+def test_the_package_is_there_without_an_import_of_its_own_and_so_is_each_name():
+    program = (
+        "import sys, pystack_nb\n"
+        "assert 'torch' not in sys.modules and 'faults' in pystack_nb.__all__\n"
+        "faults = pystack_nb.faults\n"
+        "assert 'torch' not in sys.modules\n"
+        "print(sum(getattr(faults, name) is not None for name in faults.__all__))\n"
+    )
+    printed = subprocess.check_output([sys.executable, "-c", program], text=True)
+    assert int(printed) == len(faults.__all__)
+    public = {"Metric", "Pattern", "Defence", "Protection", "Plan", "Estimate", "Reweighted"}
+    assert public | {"upper_bound"} <= {*faults.__all__}
