@@ -12,7 +12,7 @@ import numpy as np
 
 from pystack_nb.errors import FaultError
 from pystack_nb.faults import bits
-from pystack_nb.faults.models import BitFlip, Drawn, ErrorModel
+from pystack_nb.faults.models import BitFlip, ErrorModel
 from pystack_nb.faults.patterns import Element, Pattern, Region
 
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
 
     from numpy.typing import NDArray
+
+    from pystack_nb.faults.drawn import Drawn
 
 _SIDES = ("output", "input")
 
@@ -33,7 +35,8 @@ class Fault:
     Parameters
     ----------
     layer : str
-        Path of a module, as in the column ``layer`` of `sites`.
+        Path of a module, as in the column ``layer`` of `sites`. Any path of a shared module
+        means the module: `call`, and not the path, says which of its runs is struck.
     role : str
         ``output`` or ``input`` (with a path where that is a tuple or a dict), or the name of a
         weight or buffer: the column ``role`` of `sites`.
@@ -48,8 +51,8 @@ class Fault:
         Transient: strike only these forwards of the model, counted from 0 in the context.
         Without it the fault is permanent: it strikes the same elements in the same way in
         every forward. Forwards whose batch has no such sample are left out. A weight is
-        struck once, at the start; stuck bits are forced again before each forward, should
-        the program have written to it meanwhile.
+        struck once, at the start, and what the program then writes to it stays; only stuck
+        bits are forced again, before each forward.
     sample : int, optional
         Strike this sample of the batch only.
     batch_dim : int
@@ -71,6 +74,12 @@ class Fault:
     batch_dim: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("layer", "role"):
+            if not isinstance(getattr(self, name), str):
+                raise FaultError(
+                    f"a {name} has a name, and {getattr(self, name)!r} is none: see"
+                    " faults.sites(model, ...)"
+                )
         if not isinstance(self.error, ErrorModel):
             raise FaultError(f"{self.error!r} is no error model: give one, such as BitFlip()")
         _counts(self.batch_dim, "batch_dim")

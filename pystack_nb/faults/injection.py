@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +14,12 @@ import torch
 
 from pystack_nb import marks
 from pystack_nb.errors import FaultError
-from pystack_nb.faults import bits, structures
+from pystack_nb.faults import structures
 from pystack_nb.faults.fault import Fault, Strike
-from pystack_nb.faults.layers import Layer, OwnSlot, Slot, find, layers, listed
+from pystack_nb.faults.hooks import Forward, Forwards, Hook
+from pystack_nb.faults.layers import Layer, OwnSlot, find, layers, listed
 from pystack_nb.faults.log import Contents, Injection, InjectionLog
+from pystack_nb.faults.patches import Patch
 
 
 if TYPE_CHECKING:
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pystack_nb.faults.models import Drawn
+    from pystack_nb.faults.drawn import Drawn
     from pystack_nb.faults.structures import Path
 
 __all__ = ["Fault", "inject"]
@@ -36,9 +40,8 @@ def inject(
     """Let faults strike a model, in as many forwards as run within the context.
 
     Weights are changed in place and restored bit by bit; outputs and inputs are changed in
-    copies, by hooks that are removed. Contexts nest. A recording of this process has an event
-    of kind ``fault`` for each injection. Gradients pass through a struck output
-    as if nothing had happened to it.
+    copies, by hooks that are removed. Contexts nest, and may end in any order. A recording of
+    this process has an event of kind ``fault`` for each injection.
 
     Parameters
     ----------
@@ -60,7 +63,8 @@ def inject(
     FaultError
         On entry if a layer, weight, element or bit does not exist; from within a forward if
         an output or input turns out not to have it; at the end if a fault did not take
-        place. After any exception the model is as it was.
+        place, or the weight or layer that it struck was exchanged for another one. After any
+        exception the model is as it was.
 
     Examples
     --------
@@ -70,6 +74,30 @@ def inject(
 
     Notes
     -----
+    **What is a forward.** One begins when a layer that is watched (the model itself and each
+    one whose output or input a fault strikes) runs while none of them does in this thread.
+    Threads that use the model at once have forwards of their own, numbered in the order in
+    which they begin, but the same weights. A method of the model that is called in place of
+    the model, as in ``model.encode(x)``, is not seen: each layer that it runs is then a forward
+    of its own. One that is broken off, by Ctrl-C too, has ended when the next one begins.
+
+    **What the program writes stays.** An element of a weight is put back if it still holds the
+    bits that the fault made; what an optimizer, ``load_state_dict`` or a running mean has
+    written to it in the meantime is not undone (and a flipped value that was trained on is
+    what it was trained to). Of two faults in one element, what the later one made of it stays
+    until that one ends.
+
+    **Gradients** pass through a struck output as if nothing had happened to it; and through
+    a weight that was struck in one forward alone (``when``) with its value at that time, which
+    is the restored one in a backward after it.
+
+    **An output is struck in what the layer returns.** Where the model ignores that, as it may
+    with ``torch.nn.ReLU(inplace=True)``, the fault is in the log and without effect: strike the
+    layer before, or the input of the one behind.
+
+    **Copies** of the model that are made within the context, by `copy.deepcopy`, `pickle` or
+    `torch.save`, have its struck weights for ever, but no hooks that strike.
+
     `torch.nn.TransformerEncoderLayer` computes in another, fused way when no hook watches it,
     with other roundings: compare with a forward in the same context whose fault has not yet
     struck, or switch it off by ``torch.backends.mha.set_fastpath_enabled(False)``.
@@ -90,6 +118,7 @@ def inject(
         injection = _Injection(model, strikes, undo)
         yield injection.log
         undo.close()
+        injection.check()
         for strike in strikes:
             strike.check()
 
@@ -97,15 +126,13 @@ def inject(
 class _Injection:
     def __init__(self, model: torch.nn.Module, strikes: list[Strike], undo: ExitStack) -> None:
         self.log = InjectionLog()
-        self._forward = -1
-        self._calls: dict[torch.nn.Module, int] = {}
-        self._running: list[tuple[torch.nn.Module, int]] = []
+        self._model = model
+        self._lock = threading.Lock()
+        self._forwards = Forwards()
         self._neurons: dict[torch.nn.Module, list[tuple[Layer, Strike]]] = {model: []}
-        self._transient: list[tuple[Layer, Strike]] = []
-        self._lasting: list[tuple[Layer, Strike]] = []
-        # What a forward struck is put back when it ends.
-        self._forwards = ExitStack()
-        permanent: list[tuple[Layer, Strike]] = []
+        self._weights: list[tuple[Layer, Strike]] = []
+        self._lasting: list[tuple[Layer, Strike, Patch]] = []
+        self._complaints: list[str] = []
         found = layers(model)
         for strike in strikes:
             layer = find(model, found, strike.fault.layer)
@@ -115,61 +142,84 @@ class _Injection:
                 continue
             # All weights are looked at before the first is touched.
             strike.place(layer.slot(strike.fault.role).open())
-            (permanent if strike.fault.when is None else self._transient).append((layer, strike))
-        for layer, strike in permanent:
-            self._strike_weight(layer, strike, undo)
-        undo.callback(self._forwards.close)
+            self._weights.append((layer, strike))
+        for layer, strike in self._weights:
+            if strike.fault.when is None:
+                self._strike_weight(layer, strike, undo, -1)
+        undo.callback(self._forwards.end_all)
         for module in self._neurons:
-            before = module.register_forward_pre_hook(self._before, with_kwargs=True)
-            undo.callback(before.remove)
-            undo.callback(module.register_forward_hook(self._after, always_call=True).remove)
+            # Not the module that a hook is given: replicas of one share its hooks.
+            before, after = Hook(partial(self._before, module)), Hook(partial(self._after, module))
+            handle = module.register_forward_pre_hook(before, with_kwargs=True)
+            undo.callback(handle.remove)
+            undo.callback(module.register_forward_hook(after, always_call=True).remove)
+
+    def check(self) -> None:
+        """Raise a FaultError if what was struck did not stay in the model."""
+        parts = {id(module) for module in self._model.modules()}
+        for layer, strike in self._weights:
+            if id(layer.module) not in parts:
+                self._complaints.append(
+                    f"{strike.fault}: this layer was taken out of the model while a fault was in"
+                    " it: change the model outside of inject"
+                )
+        if self._complaints:
+            raise FaultError("; ".join(self._complaints))
 
     def _before(
-        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        module: torch.nn.Module,
+        _: torch.nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
-        if not self._running:
-            self._forward += 1
-            self._calls.clear()
-        number = self._calls.get(module, 0)
-        self._calls[module] = number + 1
-        self._running.append((module, number))
-        if len(self._running) == 1:
-            for layer, strike in self._lasting:
-                _keep(layer, strike)
-            for layer, strike in self._transient:
-                if strike.due(self._forward):
-                    self._strike_weight(layer, strike, self._forwards)
+        forward = self._forwards.begin(module)
+        if forward.is_outermost:
+            for layer, strike, patch in self._lasting:
+                self._force(layer, strike, patch)
+            for layer, strike in self._weights:
+                if strike.fault.when is not None and strike.due(forward.number):
+                    self._strike_weight(layer, strike, forward.undo, forward.number)
         given = args, kwargs
-        taken = self._strike_side("input", module, number, given, structures.inputs(args, kwargs))
+        found = structures.inputs(args, kwargs)
+        taken = self._strike_side("input", module, forward, given, found)
         return None if taken is given else taken
 
-    def _after(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # noqa: ARG002
-        if not any(running is module for running, _ in self._running):
+    def _after(
+        self,
+        module: torch.nn.Module,
+        _: torch.nn.Module,
+        args: tuple[Any, ...],  # noqa: ARG002 - torch gives it
+        output: Any,
+    ) -> Any:
+        forward = self._forwards.running(module)
+        if forward is None:
             return None
-        # A forward that failed within, and was caught there, has left no word.
-        while self._running[-1][0] is not module:
-            self._running.pop()
         try:
+            # None is what there is after an exception, too.
             if output is None:
                 return None
-            number = self._running[-1][1]
             found = structures.outputs(output)
-            return self._strike_side("output", module, number, output, found)
+            return self._strike_side("output", module, forward, output, found)
         finally:
-            self._running.pop()
-            if not self._running:
-                self._forwards.close()
+            forward.cut(len(forward.stack) - 1)
 
     def _strike_side(
-        self, side: str, module: torch.nn.Module, call: int, value: Any, found: dict[str, Path]
+        self,
+        side: str,
+        module: torch.nn.Module,
+        forward: Forward,
+        value: Any,
+        found: dict[str, Path],
     ) -> Any:
         own: set[str] = set()
+        call = forward.stack[-1].number
         for layer, strike in self._neurons[module]:
             fault = strike.fault
             if (
                 fault.role.split(".")[0] != side
                 or fault.call not in {None, call}
-                or not strike.due(self._forward)
+                or not strike.due(forward.number)
             ):
                 continue
             role = structures.resolve(fault.role, found)
@@ -179,7 +229,7 @@ class _Injection:
                     f" {listed(found, 'another layer, for there is no tensor')}"
                 )
             tensor = structures.get(value, found[role])
-            placed = strike.place(tensor)
+            placed = self._place(strike, tensor)
             if placed is None:
                 continue
             if role not in own:
@@ -187,21 +237,40 @@ class _Injection:
                 tensor = tensor.clone()
                 value = structures.replaced(value, found[role], tensor)
                 own.add(role)
-            self._apply(layer, strike, tensor, placed, (self._forward, call, role))
+            self._apply(layer, strike, tensor, placed, (forward.number, call, role))
         return value
 
-    def _strike_weight(self, layer: Layer, strike: Strike, undo: ExitStack) -> None:
-        slot = layer.slot(strike.fault.role)
+    def _strike_weight(self, layer: Layer, strike: Strike, undo: ExitStack, forward: int) -> None:
+        role = strike.fault.role
+        slot = layer.slot(role)
         tensor = slot.open()
-        placed = strike.place(tensor)
+        placed = self._place(strike, tensor)
         if placed is None:
             return
-        stored = bits.read(tensor, placed[0])
-        undo.callback(_restore, slot, tensor, tensor.dtype, placed[0], stored)
-        self._apply(layer, strike, tensor, placed, (self._forward, 0, strike.fault.role))
-        slot.close(tensor)
-        if strike.fault.when is None and placed[1].lasting:
-            self._lasting.append((layer, strike))
+        patch = Patch(slot, tensor, placed[0])
+        undo.callback(self._undo, strike, patch)
+        where = forward, 0, role
+        patch.strike(tensor, lambda: self._apply(layer, strike, tensor, placed, where))
+        if strike.fault.when is None and placed[1].lasting and isinstance(slot, OwnSlot):
+            self._lasting.append((layer, strike, patch))
+
+    def _force(self, layer: Layer, strike: Strike, patch: Patch) -> None:
+        # A broken cell stays broken, whatever an optimizer has written to it since.
+        tensor = layer.slot(strike.fault.role).open()
+        placed = self._place(strike, tensor)
+        if placed is not None:
+            patch.force(tensor, placed[0], lambda: strike.fault.error.apply(tensor, *placed))
+
+    def _undo(self, strike: Strike, patch: Patch) -> None:
+        complaint = patch.undo()
+        if complaint:
+            self._complaints.append(f"{strike.fault}: the weight {complaint}")
+
+    def _place(
+        self, strike: Strike, tensor: torch.Tensor
+    ) -> tuple[NDArray[np.int64], Drawn] | None:
+        with self._lock:
+            return strike.place(tensor)
 
     def _apply(
         self,
@@ -225,30 +294,3 @@ class _Injection:
             took = time.monotonic_ns() - started
             marks.emit("fault", f"{layer.name}:{role}", started, took, injection.event())
         strike.struck.add(forward)
-
-
-def _keep(layer: Layer, strike: Strike) -> None:
-    # A broken cell stays broken, whatever an optimizer has written to it since.
-    slot = layer.slot(strike.fault.role)
-    tensor = slot.open()
-    placed = strike.place(tensor)
-    if placed is not None and isinstance(slot, OwnSlot):
-        strike.fault.error.apply(tensor, *placed)
-
-
-def _restore(
-    slot: Slot,
-    tensor: torch.Tensor,
-    dtype: torch.dtype,
-    positions: NDArray[np.int64],
-    stored: NDArray[np.uint64],
-) -> None:
-    if not isinstance(slot, OwnSlot):
-        tensor = slot.open()
-    if tensor.dtype != dtype:
-        raise FaultError(
-            f"a weight of {dtype} became {tensor.dtype} while a fault was in it, and can't be"
-            " restored: load it anew, and convert the model outside of inject"
-        )
-    bits.write(tensor, positions, stored)
-    slot.close(tensor)

@@ -29,6 +29,14 @@ ROOT = "(model)"
 class Slot(Protocol):
     """A place in a layer that holds a tensor."""
 
+    @property
+    def module(self) -> Any:
+        """The module that holds it."""
+
+    @property
+    def name(self) -> str:
+        """Its name there."""
+
     def open(self) -> torch.Tensor:
         """Give the tensor, to look at or to change in place."""
 
@@ -60,21 +68,28 @@ class OwnSlot:
 
 @dataclass(frozen=True)
 class PackedSlot:
-    """The weight or bias of a quantised module, packed for the processor's kernels."""
+    """A weight or bias of a quantised module, packed for the processor's kernels."""
 
     module: Any
-    number: int
+    name: str
 
     def open(self) -> torch.Tensor:
         """Unpack the tensor."""
-        tensor: torch.Tensor = self.module._weight_bias()[self.number]  # noqa: SLF001
-        return tensor.detach().clone()
+        return _unpacked(self.module)[self.name].detach().clone()
 
     def close(self, tensor: torch.Tensor) -> None:
         """Pack it again."""
-        both = [*self.module._weight_bias()]  # noqa: SLF001
-        both[self.number] = tensor
-        self.module.set_weight_bias(*both)
+        given = self.module._weight_bias()  # noqa: SLF001 - where torch keeps them
+        if not isinstance(given, dict):
+            held = _unpacked(self.module) | {self.name: tensor}
+            self.module.set_weight_bias(held["weight"], held.get("bias"))
+            return
+        # Of the recurrent modules, cells look for theirs by kind, and the others by name.
+        for kind in given.values():
+            if self.name in kind:
+                kind[self.name] = tensor
+        flat = {name: held for kind in given.values() for name, held in kind.items()}
+        self.module.set_weight_bias(flat | given)
 
 
 @dataclass(frozen=True)
@@ -116,8 +131,10 @@ def layers(model: torch.nn.Module) -> dict[str, Layer]:
     Raises
     ------
     FaultError
-        If a part is compiled, so that hooks would not see it run.
+        If this is no model, or a part is compiled, so that hooks would not see it run.
     """
+    if not isinstance(model, torch.nn.Module):
+        raise FaultError(f"{type(model).__name__} is no torch.nn.Module: give the model itself")
     found: dict[str, Layer] = {}
     inner: set[int] = set()
     for path, module in model.named_modules():
@@ -133,14 +150,13 @@ def layers(model: torch.nn.Module) -> dict[str, Layer]:
         found.setdefault(layer.name, layer)
         names = [name for name, _ in module.named_parameters(recurse=False)]
         names += [name for name, _ in module.named_buffers(recurse=False)]
-        layer.slots.update({prefix + name: OwnSlot(module, name) for name in names})
+        layer.slots.update({_role(prefix + name): OwnSlot(module, name) for name in names})
         if hasattr(module, "set_weight_bias") and hasattr(module, "_weight_bias"):
-            packed = {"weight": PackedSlot(module, 0), "bias": PackedSlot(module, 1)}
-            held = module._weight_bias()  # noqa: SLF001 - where torch keeps them
-            layer.slots.update(
-                {role: slot for role, slot in packed.items() if held[slot.number] is not None}
-            )
-            inner.add(id(getattr(module, "_packed_params", None)))
+            layer.slots.update({name: PackedSlot(module, name) for name in _unpacked(module)})
+            for held in ("_packed_params", "_all_weight_values"):
+                part = getattr(module, held, None)
+                if isinstance(part, torch.nn.Module):
+                    inner.update(map(id, part.modules()))
     return found
 
 
@@ -152,8 +168,6 @@ def find(model: torch.nn.Module, found: dict[str, Layer], name: str) -> Layer:
     FaultError
         If there is none; the message names those that are spelt alike.
     """
-    if not isinstance(name, str):
-        raise FaultError(f"a layer has a name, and {name!r} is none: see faults.sites(model, ...)")
     known = name or ROOT
     if known in found:
         return found[known]
@@ -175,6 +189,20 @@ def listed(names: Iterable[str], none: str = "") -> str:
     if not quoted:
         return none
     return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if quoted[1:] else quoted)
+
+
+def _unpacked(module: Any) -> dict[str, torch.Tensor]:
+    given = module._weight_bias()  # noqa: SLF001 - where torch keeps them
+    if isinstance(given, dict):
+        named = {name: held for kind in given.values() for name, held in kind.items()}
+    else:
+        named = dict(zip(("weight", "bias"), given, strict=True))
+    return {name: held for name, held in named.items() if held is not None}
+
+
+def _role(name: str) -> str:
+    # What a layer takes and gives has these names.
+    return f"own.{name}" if name.split(".", maxsplit=1)[0] in {"input", "output"} else name
 
 
 def _owner(path: str) -> tuple[str, str]:

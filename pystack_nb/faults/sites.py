@@ -27,7 +27,7 @@ def sites(model: torch.nn.Module, *inputs: Any, **kw: Any) -> pd.DataFrame:
     """List every layer's tensors, by running the model once or twice.
 
     The model, its buffers, its gradients and all random generators are afterwards as they
-    were before; it runs in the mode that it is in.
+    were before; it runs in the mode that it is in, on copies of the example.
 
     Parameters
     ----------
@@ -44,11 +44,13 @@ def sites(model: torch.nn.Module, *inputs: Any, **kw: Any) -> pd.DataFrame:
         (they only own weights) last:
 
         * ``layer``: path of the module; ``(model)`` for the model itself. A shared module has
-          the first of its paths;
+          the first of its paths, and its runs by whichever path are its calls;
         * ``type``: name of its class;
         * ``call``: which forward of the layer within one of the model, from 0; 0 for weights;
         * ``role``: ``output``, ``input`` or a weight's or buffer's name; within tuples, dicts
-          and the like with the path, as in ``output.0`` or ``input.kw.mask``;
+          and the like with the path, as in ``output.0`` or ``input.kw.mask``. Where two paths
+          read alike the later one ends with ``~2`` (and so on), and a weight that is called
+          ``output`` or ``input`` is ``own.output`` or ``own.input``;
         * ``kind``: ``neuron`` or ``weight`` (buffers, too);
         * ``shape`` (tuple), ``dtype`` (torch.dtype);
         * ``elements``: number of elements, for neurons of one sample;
@@ -63,7 +65,7 @@ def sites(model: torch.nn.Module, *inputs: Any, **kw: Any) -> pd.DataFrame:
     Raises
     ------
     FaultError
-        If the model can't run on the example, or has neither tensors nor layers.
+        If this is no model, or one that can't run on the example or has no tensor.
 
     Examples
     --------

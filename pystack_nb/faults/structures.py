@@ -2,6 +2,7 @@
 
 Their names are roles: ``output`` for a tensor alone, else ``output.0``, ``output.logits``,
 ``output.1.0``; ``input`` for a sole positional tensor, else ``input.0``, ``input.kw.mask``.
+Of two that would read alike the second one is ``output.a.b~2``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 def outputs(value: Any) -> dict[str, Path]:
     """Give the role and path of each tensor in what a module gave."""
-    return {".".join(map(str, ("output", *path))): path for path in _tensors(value)}
+    paths = [*_tensors(value)]
+    return _named([("output", *path) for path in paths], paths)
 
 
 def inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Path]:
@@ -30,10 +32,8 @@ def inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Path]:
     paths = [*_tensors((args, kwargs))]
     if paths == [(0, 0)]:
         return {"input": paths[0]}
-    names = [path[1:] if path[0] == 0 else ("kw", *path[1:]) for path in paths]
-    return {
-        ".".join(map(str, ("input", *name))): path for name, path in zip(names, paths, strict=True)
-    }
+    names = [("input", *(path[1:] if path[0] == 0 else ("kw", *path[1:]))) for path in paths]
+    return _named(names, paths)
 
 
 def resolve(role: str, found: dict[str, Path]) -> str | None:
@@ -75,6 +75,36 @@ def replaced(value: Any, path: Path, tensor: torch.Tensor) -> Any:
     new = copy.copy(value)
     new[step] = inner
     return new
+
+
+def copied(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Copy what a module is given, so that it may change it: ``(args, kwargs)``.
+
+    What was one tensor is one again, for modules look at that.
+    """
+    whole: Any = (args, kwargs)
+    copies: dict[int, torch.Tensor] = {}
+    paths = [*_tensors(whole)]
+    for path in paths:
+        tensor = get(whole, path)
+        if id(tensor) not in copies:
+            copies[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+    for path in paths:
+        whole = replaced(whole, path, copies[id(get((args, kwargs), path))])
+    return whole
+
+
+def _named(names: list[Path], paths: list[Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for name, path in zip(names, paths, strict=True):
+        # A key with a dot, or a number beside its text, may read as another path.
+        plain = role = ".".join(map(str, name))
+        number = 1
+        while role in found:
+            number += 1
+            role = f"{plain}~{number}"
+        found[role] = path
+    return found
 
 
 def _tensors(value: Any) -> Iterator[Path]:

@@ -94,7 +94,7 @@ def trace(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     model : torch.nn.Module
         In training or evaluation mode: it runs in the one that it is in.
     args, kwargs : tuple, dict
-        What its forward takes.
+        What its forward takes; it is given copies.
 
     Raises
     ------
@@ -111,6 +111,8 @@ def trace(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
         for layer in found.values():
             tracer.watch(layer, hooks)
         try:
+            # A forward may begin by changing what it is given.
+            args, kwargs = structures.copied(args, kwargs)
             model(*args, **kwargs)
         except Exception as error:
             raise FaultError(
@@ -124,20 +126,24 @@ def trace(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
 def untouched(model: torch.nn.Module) -> Iterator[None]:
     """Put a model's buffers and all random generators back afterwards."""
     buffers = [
-        (module, name, buffer, None if bits.overlaps(buffer) else buffer.clone())
+        (buffer, buffer.clone())
         for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
+        for buffer in module.buffers(recurse=False)
+        if not bits.overlaps(buffer)
     ]
+    # A forward may put another buffer in the place of one, or where there was none.
+    held = [(module, dict(module._buffers)) for module in model.modules()]  # noqa: SLF001
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        for module, name, buffer, saved in buffers:
-            if saved is not None:
-                buffer.data.copy_(saved)
-            module._buffers[name] = buffer  # noqa: SLF001 - assigning to buffers may be overridden
+        for buffer, saved in buffers:
+            buffer.data.copy_(saved)
+        for module, named in held:
+            module._buffers.clear()  # noqa: SLF001 - assigning to buffers may be overridden
+            module._buffers.update(named)  # noqa: SLF001
         random.setstate(python)
         np.random.set_state(legacy)  # noqa: NPY002 - the global one
         torch.set_rng_state(cpu)

@@ -91,6 +91,63 @@ def test_looking_touches_nothing(training):
     assert (drawn[2][1] == np.random.get_state()[1]).all()  # noqa: NPY002
 
 
+def test_looking_leaves_the_example_and_buffers_that_are_not_there_yet():
+    class Changes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("cache", None)
+            self.register_buffer("kept", torch.zeros(2))
+
+        def forward(self, x, y, *, more):
+            assert x is y
+            assert x is not more["z"]
+            assert more["z"].requires_grad
+            x.mul_(2)
+            self.cache = x.mean(0)
+            self.register_buffer("new", x.sum())
+            del self.kept
+            return x + more["z"]
+
+    model, x = Changes(), torch.ones(2, 3)
+    frame = sites(model, x, x, more={"z": torch.zeros(2, 3, requires_grad=True)})
+    assert (x == 1).all()
+    assert list(model.state_dict()) == ["kept"]
+    assert list(model._buffers) == ["cache", "kept"]
+    inputs = only(frame, kind="neuron").set_index("role")["same_as"]
+    assert inputs["input.1"] == "(model):0:input.0"
+    assert inputs["input.kw.more.z"] == ""
+
+
+def test_tensors_whose_paths_read_alike_have_roles_of_their_own():
+    class Alike(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.output = nn.Parameter(torch.full((1,), 2.0))
+            self.register_buffer("input", torch.full((1,), 3.0))
+
+        def forward(self, x):
+            return {"a.b": x * self.output, "a": {"b": x * self.input}, 1: x, "1": x + 1}
+
+    model, x = Alike(), torch.ones(1)
+    frame = sites(model, x)
+    assert frame["role"].tolist() == [
+        *["input", "output.a.b", "output.a.b~2", "output.1", "output.1~2"],
+        *["own.output", "own.input"],
+    ]
+
+    def struck(role):
+        with inject(model, Fault("(model)", role, 0, Zero())):
+            given = model(x)
+        return [t.item() for t in (given["a.b"], given["a"]["b"], given[1], given["1"])]
+
+    assert struck("output.a.b") == [0, 3, 1, 2]
+    assert struck("output.a.b~2") == [2, 0, 1, 2]
+    assert struck("output.1~2") == [2, 3, 1, 0]
+    assert struck("own.output") == [0, 3, 1, 2]
+    assert struck("own.input") == [2, 0, 1, 2]
+    assert struck("input") == [0, 0, 0, 1]
+
+
 def test_layers_come_in_the_order_in_which_they_run_with_the_same_names_for_weights():
     frame = sites(Shared(), torch.randn(2, 4, 6, 6))
     assert list(dict.fromkeys(frame["layer"])) == ["(model)", "early", "late", "unused"]
@@ -162,6 +219,30 @@ def test_quantised_layers_have_sites():
     assert set(frame["layer"]) == {"(model)", "0"}
 
 
+@pytest.mark.parametrize("dtype", [torch.qint8, torch.float16], ids=str)
+@pytest.mark.parametrize("make", [nn.LSTM, nn.GRU, nn.LSTMCell])
+def test_quantised_recurrent_layers_have_sites_that_can_be_struck(make, dtype):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        model = torch.ao.quantization.quantize_dynamic(
+            nn.Sequential(make(4, 3)), {make}, dtype=dtype
+        )
+    x = torch.randn(2, 4) if make is nn.LSTMCell else torch.randn(5, 2, 4)
+    clean = first_tensor(model(x))
+    frame = sites(model, x)
+    assert set(frame["layer"]) == {"(model)", "0"}
+    weights = only(frame, kind="weight")
+    assert weights["role"].tolist() == [name for name, _ in make(4, 3).named_parameters()]
+    for role in weights["role"]:
+        with inject(model, Fault("0", role, (2, 1)[: 1 + ("w" in role)], Zero())) as log:
+            given = first_tensor(model(x))
+        # The first step of a cell has no state that the other weights could meet.
+        assert torch.equal(given, clean) == (role == "weight_hh"), role
+        assert log.to_frame()["after"].tolist() == [0]
+        assert torch.equal(first_tensor(model(x)), clean)
+
+
 def test_types_without_bits_are_listed_with_none():
     frame = sites(nn.Identity(), torch.ones(2, dtype=torch.complex64))
     assert frame["bits"].tolist() == [0, 0]
@@ -182,6 +263,12 @@ def test_an_example_that_does_not_fit_is_an_error(args):
     with pytest.raises(FaultError, match="keyword arguments by their names"):
         sites(model, *args)
     assert unchanged(model, before)
+
+
+@pytest.mark.parametrize("model", [None, nn.Linear, torch.ones(3)])
+def test_what_is_no_model_is_an_error(model):
+    with pytest.raises(FaultError, match="give the model itself"):
+        sites(model, torch.ones(1))
 
 
 def test_a_model_without_any_tensor_is_an_error():

@@ -1,0 +1,181 @@
+"""What faults change in weights, and how it is put back in whatever order they end."""
+
+from __future__ import annotations
+
+import threading
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pystack_nb.errors import FaultError
+from pystack_nb.faults import bits
+from pystack_nb.faults.layers import OwnSlot
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from pystack_nb.faults.bits import Masks
+    from pystack_nb.faults.layers import Slot
+
+# All that faults hold in weights, in the order of time, of any model and context: those that
+# meet in an element must know of each other.
+_held: list[Patch] = []
+_lock = threading.RLock()
+
+
+class Patch:
+    """What one fault does to elements of one weight.
+
+    Attributes
+    ----------
+    before, after : numpy.ndarray of uint64, shape (n,)
+        Each element's stored bits without the fault and with it.
+    """
+
+    before: Masks
+    after: Masks
+
+    def __init__(self, slot: Slot, tensor: torch.Tensor, positions: NDArray[np.int64]) -> None:
+        self._slot = slot
+        self._aim(tensor, positions)
+
+    def strike(self, tensor: torch.Tensor, change: Callable[[], None]) -> None:
+        """Let ``change`` change the tensor that was opened, and remember what it was."""
+        with _lock:
+            self.before = self.after = bits.read(tensor, self._positions)
+            _held.append(self)
+            try:
+                change()
+                self._slot.close(tensor)
+                # Packing may round.
+                packed = not isinstance(self._slot, OwnSlot)
+                self.after = bits.read(self._slot.open() if packed else tensor, self._positions)
+            except BaseException:
+                _held.remove(self)
+                bits.write(tensor, self._positions, self.before)
+                self._slot.close(tensor)
+                raise
+
+    def force(
+        self, tensor: torch.Tensor, positions: NDArray[np.int64], change: Callable[[], None]
+    ) -> None:
+        """Do it again to what the program has written since, and remember that instead."""
+        if self._memory_of(tensor) != self._memory:
+            self.undo()
+            self._aim(tensor, positions)
+            self.strike(tensor, change)
+            return
+        with _lock:
+            tops = [*self._tops()]
+            current = bits.read(tensor, positions)
+            for top, mine, its in tops:
+                written = current[mine] != top.after[its]
+                top.before[its[written]] = current[mine][written]
+            change()
+            current = bits.read(tensor, positions)
+            for top, mine, its in tops:
+                top.after[its] = current[mine]
+
+    def undo(self) -> str:
+        """Put the elements back that still hold what the fault made of them.
+
+        Returns
+        -------
+        str
+            Why the weight of the model is not what it was; empty if it is.
+        """
+        with _lock:
+            if self not in _held:
+                return ""
+            free = self._leave()
+            if not isinstance(self._slot, OwnSlot):
+                tensor = self._slot.open()
+                self._put_back(tensor, free)
+                self._slot.close(tensor)
+                return ""
+            self._put_back(self._view, free)
+            return self._follow(free)
+
+    def _aim(self, tensor: torch.Tensor, positions: NDArray[np.int64]) -> None:
+        self._tensor = tensor
+        self._positions = positions
+        # Holds the memory, whatever becomes of the parameter, so that no other one gets it.
+        self._view = tensor.data
+        self._memory = self._memory_of(tensor)
+        self._elements = positions
+        if isinstance(self._slot, OwnSlot) and tensor.dim():
+            # Tied weights may be other views of one memory.
+            axes = np.unravel_index(positions, tuple(tensor.shape))
+            offsets = sum(axis * step for axis, step in zip(axes, tensor.stride(), strict=True))
+            self._elements = np.asarray(offsets) + tensor.storage_offset()
+
+    def _memory_of(self, tensor: torch.Tensor) -> tuple[object, ...]:
+        if isinstance(self._slot, OwnSlot):
+            return tensor.device, tensor.untyped_storage().data_ptr(), tensor.dtype
+        return id(self._slot.module), self._slot.name
+
+    def _tops(self) -> Iterator[tuple[Patch, NDArray[np.int64], NDArray[np.int64]]]:
+        """Give the last patch of each element: which of the elements here, and which of its."""
+        free = np.ones(len(self._elements), np.bool_)
+        for top in reversed(_held[_held.index(self) :]):
+            mine, its = self._shared(top, free)
+            free[mine] = False
+            yield top, mine, its
+
+    def _leave(self) -> NDArray[np.int64]:
+        """Let the next patch of each element know; give the elements that have none."""
+        place = _held.index(self)
+        free = np.ones(len(self._elements), np.bool_)
+        for later in _held[place + 1 :]:
+            mine, its = self._shared(later, free)
+            free[mine] = False
+            on_top = later.before[its] == self.after[mine]
+            later.before[its[on_top]] = self.before[mine[on_top]]
+        del _held[place]
+        return np.flatnonzero(free)
+
+    def _shared(
+        self, other: Patch, among: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if other._memory != self._memory:
+            return np.array([], np.int64), np.array([], np.int64)
+        _, mine, its = np.intersect1d(
+            self._elements, other._elements, assume_unique=True, return_indices=True
+        )
+        return mine[among[mine]], its[among[mine]]
+
+    def _put_back(self, tensor: torch.Tensor, rows: NDArray[np.int64]) -> None:
+        # What the program has written in the meantime is the program's.
+        rows = rows[bits.read(tensor, self._positions[rows]) == self.after[rows]]
+        bits.write(tensor, self._positions[rows], self.before[rows])
+
+    def _follow(self, rows: NDArray[np.int64]) -> str:
+        """Put back what was moved elsewhere with the fault in it."""
+        tensor = self._tensor
+        try:
+            held = self._slot.open()
+        except FaultError:
+            held = None
+        if held is not tensor:
+            # To assign a buffer is how models write to it.
+            return (
+                "was exchanged for another one while a fault was in it, which the fault then did"
+                " not strike: exchange or load weights outside of inject, or write to them in"
+                " place"
+                if isinstance(tensor, torch.nn.Parameter)
+                else ""
+            )
+        if tensor.dtype != self._view.dtype or tensor.shape != self._view.shape:
+            return (
+                f"of {self._view.dtype} became one of {tensor.dtype} and shape"
+                f" {tuple(tensor.shape)} while a fault was in it, and can't be restored: load it"
+                " anew, and convert the model outside of inject"
+            )
+        if self._memory_of(tensor) != self._memory:
+            self._put_back(tensor, rows)
+        return ""
