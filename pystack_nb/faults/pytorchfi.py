@@ -34,6 +34,7 @@ from pystack_nb.faults.pytorchfi_places import (
     check_names,
     check_values,
     dimension,
+    layer_classes,
     one_of,
     weight_index,
 )
@@ -82,7 +83,7 @@ class FaultInjection(Reports):
     Raises
     ------
     FaultLocationError
-        If the batch size or the input's shape makes no sense.
+        If the batch size, the input's shape or a layer type makes no sense.
     FaultError
         If the model can't run on the example or has no layer of these types.
     """
@@ -107,7 +108,7 @@ class FaultInjection(Reports):
         self.corrupted_model: CorruptedModel | None = None
         self.batch_size = batch_size
         self._input_shape = shape
-        self._inj_layer_types = list(layer_types or [nn.Conv2d])
+        self._inj_layer_types = layer_classes(layer_types or [nn.Conv2d])
         first = next(model.parameters(), None)
         self.use_cuda = (first is not None and first.is_cuda) if use_cuda is None else use_cuda
 

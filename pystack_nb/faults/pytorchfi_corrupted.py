@@ -19,6 +19,7 @@ from pystack_nb import marks
 from pystack_nb.errors import FaultError
 from pystack_nb.faults.layers import ROOT
 from pystack_nb.faults.pytorchfi_layers import Layer, first_tensor, with_first_tensor
+from pystack_nb.faults.pytorchfi_part import CorruptedPart
 
 
 if TYPE_CHECKING:
@@ -31,9 +32,16 @@ class CorruptedModel(nn.Module):
     """A model under faults that shares parameters, buffers and modules with the original.
 
     Calling it, or a method that the model's class has of its own, runs the original with
-    the faults in place; they are gone when the call ends, whatever was raised.  Everything
-    else (``parameters()``, ``to()``, ``train()``, attributes) is the original's own, but
-    for ``state_dict()``, which has the corrupted weights.
+    the faults in place; they are gone when the call ends, whatever was raised.  So does
+    calling a module of it that was taken by name, by index, by a slice or in a loop:
+    ``corrupted.conv1(x)``, ``corrupted[0](x)``, ``for layer in corrupted: x = layer(x)``.
+    Corrupted weights are seen there (``corrupted.conv1.weight``) and in ``state_dict()``.
+
+    All else is the original's own, where PyTorchFI has a copy's: ``parameters()``,
+    ``modules()`` and ``children()`` have the right weights and run without faults (see
+    `applied`), ``train()``, ``to()``, an optimizer's step and assignments change the original,
+    and ``isinstance`` knows it for no more than a `torch.nn.Module`.  Use ``copy.deepcopy``
+    for a corrupted model with weights of its own.
 
     Parameters
     ----------
@@ -91,9 +99,32 @@ class CorruptedModel(nn.Module):
         if model is None:
             message = f"{type(self).__name__!r} object has no attribute {name!r}"
             raise AttributeError(message)
-        value = getattr(model, name)
-        if not (inspect.ismethod(value) and value.__self__ is model):
-            return value
+        return self.look(model, name)
+
+    def __len__(self) -> int:
+        return len(self._model)
+
+    def __bool__(self) -> bool:
+        return bool(self._model)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self.part(item) for item in self._model)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.part(self._model[key])
+
+    def part(self, item: Any) -> Any:
+        """Give a module as one under these faults, and anything else as it is."""
+        return CorruptedPart(self, item) if isinstance(item, nn.Module) else item
+
+    def look(self, module: nn.Module, name: str) -> Any:
+        """Give an attribute of one of the original's modules as it is under these faults."""
+        value = getattr(module, name)
+        if isinstance(value, torch.Tensor):
+            return self._tensor(module, name, value)
+        # What every module has is for the original: hooks, moving it, its training flag.
+        if not _is_own_method(module, value) or hasattr(nn.Module, name):
+            return self.part(value)
 
         @functools.wraps(value)
         def under_faults(*args: Any, **kwargs: Any) -> Any:
@@ -101,6 +132,10 @@ class CorruptedModel(nn.Module):
                 return value(*args, **kwargs)
 
         return under_faults
+
+    def _tensor(self, module: nn.Module, name: str, right: torch.Tensor) -> torch.Tensor:
+        del module, name
+        return right
 
 
 class Patch(NamedTuple):
@@ -110,6 +145,12 @@ class Patch(NamedTuple):
     owners: list[tuple[nn.Module, str]]
     where: tuple[torch.Tensor, ...]
     values: torch.Tensor
+
+    def apply(self, right: torch.Tensor) -> torch.Tensor:
+        """Give the parameter with these elements wrong."""
+        wrong = right.clone()
+        wrong[tuple(i.to(wrong.device) for i in self.where)] = self.values.to(wrong)
+        return wrong
 
 
 class CorruptedWeights(CorruptedModel):
@@ -134,15 +175,21 @@ class CorruptedWeights(CorruptedModel):
         ]
 
     def _strike(self, undo: ExitStack) -> None:
-        for layer, owners, where, values in self.patches:
-            module, name = owners[0]
-            _tell(layer, name, 0)
+        for patch in self.patches:
+            module, name = patch.owners[0]
+            _tell(patch.name, name, 0)
             right = module._parameters[name]  # noqa: SLF001
-            wrong = right.clone()
-            wrong[tuple(i.to(wrong.device) for i in where)] = values.to(wrong)
-            for owner, key in owners:
+            wrong = patch.apply(right)
+            for owner, key in patch.owners:
                 owner._parameters[key] = wrong  # noqa: SLF001
                 undo.callback(owner._parameters.__setitem__, key, right)  # noqa: SLF001
+
+    def _tensor(self, module: nn.Module, name: str, right: torch.Tensor) -> torch.Tensor:
+        for patch in self.patches:
+            if any(owner is module and key == name for owner, key in patch.owners):
+                wrong: torch.Tensor = patch.apply(right)
+                return wrong
+        return right
 
 
 class CorruptedNeurons(CorruptedModel):
@@ -238,6 +285,10 @@ def _difference(
     same = (wrong == parameter.detach()) & (torch.signbit(wrong) == torch.signbit(parameter))
     index = torch.nonzero(~same, as_tuple=True)
     return index, wrong[index]
+
+
+def _is_own_method(module: nn.Module, value: Any) -> bool:
+    return inspect.ismethod(value) and value.__self__ is module
 
 
 def _name(layers: list[Layer], number: int) -> str:

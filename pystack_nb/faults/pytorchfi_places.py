@@ -26,6 +26,24 @@ def check_names(function: str, given: Collection[str], known: Collection[str]) -
         )
 
 
+def layer_classes(given: Any) -> list[Any]:
+    """Give the classes of modules that are layers, or refuse what is none and not "all"."""
+    if given == "all":
+        return ["all"]
+    try:
+        types = list(given)
+    except TypeError:
+        types = [given]
+        given = None
+    wrong = [x for x in types if x != "all" and not isinstance(x, type)]
+    if wrong or given is None:
+        raise FaultLocationError(
+            f"{(wrong or types)[0]!r} is no list of layer types: give classes of modules in"
+            ' brackets, such as [torch.nn.Conv2d], or ["all"]'
+        )
+    return types
+
+
 def check_lists(*lists: Sized) -> None:
     """Refuse lists of different lengths, and what isn't a list."""
     try:

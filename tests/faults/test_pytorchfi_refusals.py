@@ -66,6 +66,10 @@ def test_senseless_injections_are_refused(model):
         FaultInjection(model, 1, (3, 8, 8))
     with pytest.raises(AssertionError, match="1 or more"):
         FaultInjection(model, 0, SHAPE)
+    for types in (["conv"], [nn.Conv2d, "Linear"], nn.Conv2d, [nn.Conv2d(1, 1, 1)]):
+        with pytest.raises(FaultLocationError, match="give classes of modules in brackets"):
+            FaultInjection(model, 1, SHAPE, types)
+    assert len(FaultInjection(model, 1, SHAPE, "all").layers) == 6
     with pytest.raises(FaultError, match="no layer of the types"):
         FaultInjection(model, 1, SHAPE, [nn.LSTM])
     pfi = FaultInjection(model, 1, SHAPE)
