@@ -259,10 +259,15 @@ class _Injection:
         tensor = layer.slot(strike.fault.role).open()
         placed = self._place(strike, tensor)
         if placed is not None:
-            patch.force(tensor, placed[0], lambda: strike.fault.error.apply(tensor, *placed))
+            self._complain(
+                strike,
+                patch.force(tensor, placed[0], lambda: strike.fault.error.apply(tensor, *placed)),
+            )
 
     def _undo(self, strike: Strike, patch: Patch) -> None:
-        complaint = patch.undo()
+        self._complain(strike, patch.undo())
+
+    def _complain(self, strike: Strike, complaint: str) -> None:
         if complaint:
             self._complaints.append(f"{strike.fault}: the weight {complaint}")
 

@@ -63,13 +63,20 @@ class Patch:
 
     def force(
         self, tensor: torch.Tensor, positions: NDArray[np.int64], change: Callable[[], None]
-    ) -> None:
-        """Do it again to what the program has written since, and remember that instead."""
+    ) -> str:
+        """Do it again to what the program has written since, and remember that instead.
+
+        Returns
+        -------
+        str
+            As of `undo`; a tensor that the program has put in the place of another one is
+            struck as that was.
+        """
         if self._memory_of(tensor) != self._memory:
-            self.undo()
+            exchanged, complaint = tensor is not self._tensor, self.undo()
             self._aim(tensor, positions)
             self.strike(tensor, change)
-            return
+            return "" if exchanged else complaint
         with _lock:
             tops = [*self._tops()]
             current = bits.read(tensor, positions)
@@ -80,6 +87,7 @@ class Patch:
             current = bits.read(tensor, positions)
             for top, mine, its in tops:
                 top.after[its] = current[mine]
+        return ""
 
     def undo(self) -> str:
         """Put the elements back that still hold what the fault made of them.
@@ -108,11 +116,12 @@ class Patch:
         self._view = tensor.data
         self._memory = self._memory_of(tensor)
         self._elements = positions
-        if isinstance(self._slot, OwnSlot) and tensor.dim():
+        if isinstance(self._slot, OwnSlot):
             # Tied weights may be other views of one memory.
-            axes = np.unravel_index(positions, tuple(tensor.shape))
-            offsets = sum(axis * step for axis, step in zip(axes, tensor.stride(), strict=True))
-            self._elements = np.asarray(offsets) + tensor.storage_offset()
+            axes = np.unravel_index(positions, tuple(tensor.shape)) if tensor.dim() else ()
+            self._elements = np.full(len(positions), tensor.storage_offset())
+            for axis, step in zip(axes, tensor.stride(), strict=True):
+                self._elements += axis * step
 
     def _memory_of(self, tensor: torch.Tensor) -> tuple[object, ...]:
         if isinstance(self._slot, OwnSlot):

@@ -19,6 +19,7 @@ from pystack_nb.faults import (
     Fault,
     Row,
     Several,
+    StuckAt,
     Zero,
     inject,
     sites,
@@ -93,6 +94,9 @@ def test_a_model_that_is_converted_under_a_fault_is_told():
     model = nn.Linear(2, 2)
     with pytest.raises(FaultError, match="outside of inject"), inject(model, Fault("", "weight")):
         model.double()
+    stuck = Fault("", "weight", error=StuckAt(1))
+    with pytest.raises(FaultError, match="outside of inject"), inject(model, stuck):
+        model.float()(torch.ones(1, 2))
 
 
 def test_lazy_layers_are_told_to_be_run_first():
