@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 _QUANTISED = {torch.qint8, torch.quint8, torch.qint32}
 _KINDS = {"neurons": "neuron", "weights": "weight"}
 _NUMBERS = ("before", "after", "score")
-_NUMBERS = ("before", "after", "score")
 _BATCH_SECONDS = 2.0  # what a killed campaign loses at most, about
 _BATCH = (64, 8192)  # faults of a batch, at least and at most
 _TRIAL_SECONDS = 0.25
@@ -231,7 +230,10 @@ class Campaign(Analysis):
             raise CampaignError(
                 f'sites={chosen!r} is unknown; pass "neurons", "weights" or a table of sites'
             )
-        found = find_sites(self.model, *(x[:2] for x in self.inputs))
+        # One sample, as faults are evaluated: where a model folds time, tokens or patches into
+        # the batch, nothing tells how many of a layer's rows are a sample's.  Copies: a forward
+        # may change its inputs.
+        found = find_sites(self.model, *(x[:1].clone() for x in self.inputs))
         # Integer tensors are indices and counters; each other tensor counts once.
         numbers = np.array([x.is_floating_point or x in _QUANTISED for x in found["dtype"]], bool)
         here = (found["kind"] == "weight") | found["role"].str.startswith("output")

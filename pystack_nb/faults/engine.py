@@ -115,7 +115,8 @@ class Engine:
         self.metric = as_metric(Top1() if metric is None else metric)
         self.weight_samples = weight_samples
         self._given_batch = batch_size
-        self._state: list[int] = []
+        self._state: list[Any] = []
+        self._repeats = False
         self.layers = layers(model)
         self._check()
 
@@ -142,22 +143,50 @@ class Engine:
         CampaignError
             If it names no sample.
         """
-        state = [t.data_ptr() for t in (*self.model.parameters(), *self.model.buffers())]
-        if state != self._state:
-            # Tensors were exchanged, as `load_state_dict(assign=True)` does.
-            self._state = state
+        state = _state(self.model)
+        if len(state) != len(self._state) or any(
+            a is not b and a != b for a, b in zip(state, self._state, strict=True)
+        ):
+            self._state, self._repeats = state, False
             for name in ("program", "_tuned"):
                 self.__dict__.pop(name, None)
         return Evaluation(self, faults).run()
 
+    def golden(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Run the model itself on one sample; the first time, see that it gives that again."""
+        found = direct.forward(self.model, inputs)
+        if not self._repeats:
+            direct.check_chance(self.model, inputs)
+            self.check_same(found, direct.forward(self.model, inputs))
+            self._repeats = True
+        return found
+
+    def check_same(self, golden: list[torch.Tensor], again: list[torch.Tensor]) -> None:
+        """Raise a FaultError if two forwards without a fault gave different outputs.
+
+        Where ranks decide, differences that rounding explains are let pass.
+        """
+        by_rank = self.metric.decides_by_rank
+        if len(golden) != len(again) or not all(
+            x.shape == y.shape
+            and (torch.equal(*_comparable(x, y)) or (by_rank and _is_close(x, y)))
+            for x, y in zip(golden, again, strict=True)
+        ):
+            raise FaultError(
+                "the model gives another output for the same input when it runs again, so that"
+                " outcomes would depend on the order of faults: let it keep what it remembers in"
+                " buffers or plain attributes, which are put back after each forward"
+            )
+
     @cached_property
     def program(self) -> Program | None:
         """The model's forward; None if it is no fixed list of operations."""
-        try:
-            program = Program(self.model, self.data.rows(np.arange(min(3, len(self.data)))))
-            return program if self._agrees(program) else None
-        except UntraceableError:
-            return None
+        with direct.state_kept(self.model):
+            try:
+                program = Program(self.model, self.data.rows(np.arange(min(3, len(self.data)))))
+                return program if self._agrees(program) else None
+            except UntraceableError:
+                return None
 
     @cached_property
     def batch(self) -> int:
@@ -254,6 +283,22 @@ class Engine:
                 torch.cuda.synchronize()
             taken = min(taken, time.perf_counter() - started)
         return outputs, taken
+
+
+def _state(model: torch.nn.Module) -> list[Any]:
+    """Give what a program is made of besides numbers, to be compared by what it is."""
+    tensors = [x.data_ptr() for x in (*model.parameters(), *model.buffers())]
+    # Others may have come: a defence's, or an instance's own forward.
+    added = [
+        x
+        for module in model.modules()
+        for x in (
+            *module._forward_pre_hooks.values(),  # noqa: SLF001
+            *module._forward_hooks.values(),  # noqa: SLF001
+            module.__dict__.get("forward"),
+        )
+    ]
+    return [*tensors, *added]
 
 
 def _comparable(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,32 +1,84 @@
 """The slow way: one fault, one sample, one forward of the model itself.
 
 For models that are no fixed list of operations, and for tensors without a row per sample.
+Each forward finds buffers and attributes as the first one found them, so that no outcome
+depends on which faults came before.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import random
+
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from pystack_nb.errors import FaultError
-from pystack_nb.faults import structures
+from pystack_nb.faults import bits, structures
 from pystack_nb.faults.engine_trace import hooked
 
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from pystack_nb.faults.engine_trace import Site
-    from pystack_nb.faults.engine_trials import Outputs, Trials
+    from pystack_nb.faults.engine_trials import Ints, Outputs, Trials
     from pystack_nb.faults.engine_weights import Weight
+
+
+@contextmanager
+def state_kept(model: torch.nn.Module) -> Iterator[None]:
+    """Put a model's buffers and its modules' attributes back, whatever forwards made of them.
+
+    What an attribute's object keeps in itself, such as a list's elements, is not put back.
+    """
+    held = [
+        (own, dict(own))
+        for module in model.modules()
+        for own in (module.__dict__, module.__dict__.get("_buffers", {}))
+    ]
+    saved = [(x, x.detach().clone()) for x in model.buffers() if not bits.overlaps(x)]
+    try:
+        yield
+    finally:
+        with torch.inference_mode():
+            for tensor, before in saved:
+                tensor.data.copy_(before)
+        for own, at_first in held:
+            if len(own) != len(at_first) or any(own.get(k) is not x for k, x in at_first.items()):
+                own.clear()
+                own.update(at_first)
+
+
+def check_chance(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> None:
+    """Raise a FaultError if a forward draws random numbers, by whichever generator."""
+    # Something else in this process may draw now and then, but not each time.
+    for _ in range(3):
+        before = _generators()
+        forward(model, inputs)
+        if _generators() == before:
+            return
+    raise FaultError(
+        "the model draws random numbers in its forward, so that there is no golden output to"
+        " compare with: call model.eval(), and take other randomness out of it"
+    )
+
+
+def _generators() -> tuple[Any, ...]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    legacy = np.random.get_state(legacy=True)  # noqa: NPY002 - the global one
+    return (
+        random.getstate(),
+        *(x.tobytes() if isinstance(x, np.ndarray) else x for x in legacy),
+        *(x.numpy().tobytes() for x in (torch.get_rng_state(), *cuda)),
+    )
 
 
 def forward(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Run the golden forward of one sample; give the tensors of the output."""
-    with torch.no_grad(), hooked(model, lambda _, tensor: tensor):
+    with torch.no_grad(), state_kept(model), hooked(model, lambda _, tensor: tensor):
         return tensors_of(model(*(x.clone() for x in inputs)))
 
 
@@ -54,28 +106,42 @@ def run_one(
     Raises
     ------
     FaultError
-        If the forward did not reach the site.
+        If the forward did not reach the site, or the site has no such element.
     """
     trials, row = np.array([trial]), np.zeros(1, np.int64)
     reached = not isinstance(target, tuple)
+    failed: list[Exception] = []
 
     def strike(at: Site, tensor: torch.Tensor) -> torch.Tensor:
         nonlocal reached
         if at[:3] != target:
             return tensor
         reached = True
-        changed = tensor.clone()
-        results.corrupt(changed if changed.is_quantized else changed[None], 0, row, trials)
+        try:
+            check_elements(target, results.element[trials], tensor.numel())
+            changed = tensor.clone()
+            results.corrupt(changed if changed.is_quantized else changed[None], 0, row, trials)
+        except Exception as error:
+            failed.append(error)
+            raise
         return changed
 
     patch: Any = nullcontext() if isinstance(target, tuple) else target.struck(results, trial)
-    with torch.no_grad(), hooked(model, strike), patch:
+    leaves = None
+    with torch.no_grad(), state_kept(model), hooked(model, strike), patch:
         try:
-            leaves = tensors_of(model(*(x.clone() for x in inputs)))
+            output = model(*(x.clone() for x in inputs))
         except FaultError:
             raise
         except Exception:  # noqa: BLE001 - whatever a fault raises is its outcome
-            return False
+            output = None
+        else:
+            leaves = tensors_of(output)
+    if failed:
+        # A mistake in how the fault was named, and nothing that the fault did.
+        raise failed[0]
+    if leaves is None:
+        return False
     if not reached:
         raise FaultError(
             f"no forward reached {target}: take sites from faults.sites(model, *inputs), with"
@@ -85,15 +151,25 @@ def run_one(
     return True
 
 
+def check_elements(site: tuple[Any, ...], element: Ints, count: int) -> None:
+    """Raise a FaultError if a site has not all of these elements."""
+    if len(element) and not (element.min() >= 0 and element.max() < count):
+        raise FaultError(
+            f"{site[0]!r} {site[2]} has {count} elements of a sample, and a fault strikes element"
+            f" {element.max()}: take elements from faults.sites(model, *inputs), with inputs of"
+            " one sample where a layer sees samples folded into each other"
+        )
+
+
 def tensors_of(output: Any) -> list[torch.Tensor]:
     """Give the tensors in a model's output for one sample, each with a dimension of one row.
 
     The dimension comes first, and it is one more than the tensor has: where the batch is does
-    not matter, as it has one sample.
+    not matter, as it has one sample.  They are copies: the model may give away what it keeps.
     """
     found = [structures.get(output, path) for path in structures.outputs(output).values()]
     if not found:
         raise FaultError(
             "the model returns no tensor, so that no output can be compared: let it return one"
         )
-    return [(x.dequantize() if x.is_quantized else x)[None] for x in found]
+    return [(x.dequantize() if x.is_quantized else x.clone())[None] for x in found]

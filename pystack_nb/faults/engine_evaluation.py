@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pystack_nb.errors import CampaignError, FaultError
+from pystack_nb.errors import CampaignError
 from pystack_nb.faults import engine_direct as direct
 from pystack_nb.faults.engine_golden import Golden
 from pystack_nb.faults.engine_neurons import NeuronSweep
@@ -168,7 +168,8 @@ class Evaluation:
         self.ways["direct"] += len(trials)
         for samples, some in self._by_samples(trials, 1):
             inputs = engine.data.rows(samples)
-            golden = direct.forward(engine.model, inputs)
+            golden = engine.golden(inputs)
+            _check_finite(golden, samples)
             for trial in some:
                 outputs = Outputs()
                 target = self._targets[site[trial]]
@@ -178,14 +179,16 @@ class Evaluation:
                     self._trials.outcome[trial] = DUE
                 labels = self._labels(samples)
                 outputs.settle(self._trials, golden, engine.metric, labels, 0.0)
+            engine.check_same(golden, direct.forward(engine.model, inputs))
 
     def _settle(self, program: Program, outputs: Outputs, golden: Golden, samples: Ints) -> Ints:
         golden.advance(program.length)
         engine = self._engine
         noise = engine.noise if outputs.inexact else 0.0
-        return outputs.settle(
-            self._trials, program.outputs(golden.env), engine.metric, self._labels(samples), noise
-        )
+        leaves = program.outputs(golden.env)
+        _check_finite(leaves, samples)
+        labels = self._labels(samples)
+        return outputs.settle(self._trials, leaves, engine.metric, labels, noise)
 
     def _labels(self, samples: Ints) -> torch.Tensor | None:
         labels = self._engine.data.labels
@@ -205,7 +208,7 @@ class Evaluation:
         layer = find(self._engine.model, self._engine.layers, site[0])
         weight = Weight(layer.slot(site[2]))
         trials = np.flatnonzero(self._site[self._fault] == number)
-        self._check_elements(site, trials, weight.tensor.numel())
+        direct.check_elements(site, self._trials.element[trials], weight.tensor.numel())
         weight.look(self._trials, trials)
         return weight
 
@@ -222,16 +225,9 @@ class Evaluation:
             return None
         site = self._targets.index(target)
         trials = np.flatnonzero(self._site[self._fault] == site)
-        self._check_elements(target, trials, program.row_elements(program.steps[step].out.id))
+        count = program.row_elements(program.steps[step].out.id)
+        direct.check_elements(target, self._trials.element[trials], count)
         return Target(step, step)
-
-    def _check_elements(self, site: tuple[Any, ...], trials: Ints, count: int) -> None:
-        element = self._trials.element[trials]
-        if len(element) and not (element.min() >= 0 and element.max() < count):
-            raise FaultError(
-                f"{site[0]!r} {site[2]} has {count} elements, and a fault strikes element"
-                f" {element.max()}: take elements from faults.sites(model, *inputs)"
-            )
 
     def _table(self) -> pd.DataFrame:
         results, first, faults = self._trials, self._first, self._faults
@@ -254,6 +250,20 @@ class Evaluation:
 
 
 _MASKS = ["and_mask", "or_mask", "xor_mask"]
+
+
+def _check_finite(golden: list[torch.Tensor], samples: Ints) -> None:
+    """Refuse samples whose golden output is no number: no fault could make it worse."""
+    floating = [x for x in golden if x.is_floating_point()]
+    if not floating:
+        return
+    finite = torch.stack([x.isfinite().reshape(len(x), -1).any(1) for x in floating]).any(0)
+    if not finite.all():
+        sample = samples[int(finite.int().argmin())]
+        raise CampaignError(
+            f"without any fault the model's output for sample {sample} has no finite number, so"
+            " that no fault could make it worse: leave such samples out, or mend the model"
+        )
 
 
 def _distinct(faults: pd.DataFrame) -> tuple[Ints, list[tuple[str, int, str, str]]]:

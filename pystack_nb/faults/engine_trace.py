@@ -8,6 +8,8 @@ uses the alias is what would see a corrupted copy, whatever else holds the origi
 
 from __future__ import annotations
 
+import threading
+
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 
 _WAYS_OUT = ("numpy", "tolist", "__array__", "__dlpack__")
+# The class of all tensors is watched, which one thread at a time can do and undo.
+_watching = threading.RLock()
 
 
 class UntraceableError(Exception):
@@ -250,6 +254,11 @@ def _numbers_are_refused(recorder: _Recorder) -> Iterator[None]:
 
     A mode for functions would see them, too, but attention computes otherwise under one.
     """
+    with _watching:
+        yield from _watched(recorder)
+
+
+def _watched(recorder: _Recorder) -> Iterator[None]:
     # Inherited from the C class, so that what is set here is taken away again.
     names = [name for name in _WAYS_OUT if name not in torch.Tensor.__dict__]
     own = {name: getattr(torch.Tensor, name) for name in _WAYS_OUT}

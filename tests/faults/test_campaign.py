@@ -140,6 +140,35 @@ def test_sites_can_be_chosen():
     assert "input" not in set(everything["role"])
 
 
+def test_each_element_is_one_of_the_sample_where_samples_are_folded_into_each_other():
+    class Folds(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token = torch.nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.token(x.reshape(-1, 4)).view(*x.shape[:2], 3).mean(1)
+
+    one = campaign(Folds().eval(), nets.samples(shape=(5, 4)), sites="neurons", faults=60)
+    assert one.sites.query("layer == 'token'")["elements"].tolist() == [5 * 3]
+    assert run(one)["before"].notna().all()
+
+
+def test_the_samples_are_left_as_they_were():
+    class Shifts(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.linear(x.sub_(0.5))
+
+    inputs, labels = nets.samples()
+    one = campaign(Shifts().eval(), (inputs, labels), faults=30)
+    run(one)
+    assert torch.equal(inputs, nets.samples()[0])
+
+
 def test_a_killed_campaign_goes_on_and_ends_with_the_same_table(expected, tmp_path):
     program = """
         import time

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import random
+import threading
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +13,7 @@ import torch
 from torch import nn
 
 from pystack_nb.errors import CampaignError, FaultError
-from pystack_nb.faults import sites
+from pystack_nb.faults import engine_trace, sites
 from pystack_nb.faults.engine import Engine, EngineData
 from pystack_nb.faults.metrics import Exact, Tolerance, Top1, TopK
 
@@ -173,6 +177,63 @@ class Mixes(nn.Module):
         return y - y.mean(0)
 
 
+class Remembers(nn.Module):
+    """Changes a buffer, and gives another one in its place, with each forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.register_buffer("seen", torch.zeros(1))
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, x):
+        y = self.linear(x)
+        self.seen += 1
+        self.mean = 0.9 * self.mean + y.mean(0)
+        return torch.where(self.seen % 3 == 0, -y, y) - self.mean
+
+
+class Counts(nn.Module):
+    """Remembers in an attribute."""
+
+    def __init__(self, seen):
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.seen = seen
+
+    def forward(self, x):
+        y = self.linear(x)
+        if isinstance(self.seen, list):
+            self.seen.append(None)
+            return -y if len(self.seen) % 2 else y
+        self.seen += 1
+        self.last = y
+        return -y if self.seen % 7 < 3 and y.sum() > -9e9 else y
+
+
+class Folds(nn.Module):
+    """Folds the tokens of its samples into the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Linear(4, 3)
+        self.out = nn.Linear(3, 3)
+
+    def forward(self, x):
+        y = self.token(x.reshape(-1, 4))
+        return self.out(y.view(*x.shape[:2], 3).mean(1))
+
+
+class Rolls(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x):
+        y = self.linear(x)
+        return y * random.choice([1, 1, 2]) if y.sum() > -9e9 else y
+
+
 class Chance(nn.Module):
     def forward(self, x):
         return x + torch.rand_like(x)
@@ -309,6 +370,65 @@ class TestAnEngine:
         found = engine.evaluate(faults)
         pd.testing.assert_frame_equal(found, expected, check_exact=True, check_dtype=False)
 
+    @pytest.mark.parametrize("change", ["hook", "forward"])
+    def test_sees_hooks_and_forwards_that_came_between_calls(self, change):
+        net, inputs = lenet(), [torch.randn(4, 1, 8, 8)]
+        faults = flips(net, inputs, 60)
+        engine = Engine(net, EngineData(inputs), Exact())
+        engine.evaluate(faults)
+        if change == "hook":
+            net[2].register_forward_hook(lambda _, __, y: y.clamp(max=1))
+        else:
+            own = net[2].forward
+            net[2].forward = lambda x: own(x).clamp(max=1)
+        expected = reference.evaluate(net, EngineData(inputs), faults, Exact())
+        found = engine.evaluate(faults)
+        pd.testing.assert_frame_equal(found, expected, check_exact=True, check_dtype=False)
+
+    @pytest.mark.parametrize("make", [Remembers, lambda: Counts(2)], ids=["buffers", "attributes"])
+    def test_puts_what_a_model_remembers_back_after_each_forward(self, make):
+        net, inputs = make().eval(), [torch.randn(6, 6)]
+        faults = flips(net, inputs, 60)
+        attributes = [dict(m.__dict__) | m._buffers for m in net.modules()]
+        before = {k: v.clone() for k, v in net.state_dict().items()}
+        engine = Engine(net, EngineData(inputs), Exact())
+        found, other = engine.evaluate(faults), engine.evaluate(faults[::-1])
+        other = other[::-1].reset_index(drop=True)
+        pd.testing.assert_frame_equal(found, other, check_exact=True)
+        assert all(torch.equal(x, before[name]) for name, x in net.state_dict().items())
+        for module, own in zip(net.modules(), attributes, strict=True):
+            assert (module.__dict__ | module._buffers).keys() == own.keys()
+            assert all(own[k] is x for k, x in (module.__dict__ | module._buffers).items())
+
+    def test_takes_elements_of_one_sample_where_samples_are_folded(self):
+        net, inputs = Folds().eval(), [torch.randn(4, 5, 4)]
+        faults = flips(net, [inputs[0][:1]], 40, kind="neuron")
+        found = check(net, inputs, Exact(), faults=faults)
+        assert found["before"].notna().all()
+
+    def test_watches_tensors_from_one_thread_at_a_time(self):
+        known = {name: torch.Tensor.__dict__.get(name) for name in engine_trace._WAYS_OUT}
+        inside, most = [], []
+
+        class Slow(nn.Module):
+            def forward(self, x):
+                inside.append(None)
+                most.append(len(inside))
+                time.sleep(0.02)
+                inside.pop()
+                return x * 2
+
+        threads = [
+            threading.Thread(target=engine_trace.trace, args=(Slow(), [torch.ones(1, 2)]))
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert most == [1] * 4
+        assert {n: torch.Tensor.__dict__.get(n) for n in engine_trace._WAYS_OUT} == known
+
     @pytest.mark.parametrize("metric", [Top1(), Exact()], ids=repr)
     def test_starts_few_faults_anew_even_if_they_are_huge_or_every_bit_matters(self, metric):
         net, inputs = lenet(), [torch.randn(16, 1, 8, 8)]
@@ -327,6 +447,42 @@ class TestRefused:
     def test_is_a_model_that_draws_random_numbers(self):
         net, inputs = nn.Sequential(nn.Linear(3, 3), Chance()).eval(), [torch.randn(4, 3)]
         with pytest.raises(FaultError, match="random"):
+            Engine(net, EngineData(inputs)).evaluate(flips(net, inputs, 5))
+
+    def test_is_a_model_that_remembers_where_it_can_not_be_put_back(self):
+        net, inputs = Counts([]).eval(), [torch.randn(1, 6)]
+        with pytest.raises(FaultError, match="another output for the same input"):
+            Engine(net, EngineData(inputs)).evaluate(flips(net, inputs, 18))
+
+    def test_is_a_model_that_draws_from_other_generators(self):
+        net, inputs = Rolls().eval(), [torch.randn(4, 6)]
+        with pytest.raises(FaultError, match="random"):
+            Engine(net, EngineData(inputs)).evaluate(flips(net, inputs, 5))
+
+    def test_is_an_element_of_another_sample_even_if_the_model_catches_all(self):
+        class Catches(Folds):
+            def forward(self, x):
+                try:
+                    return super().forward(x)
+                except Exception:  # noqa: BLE001 - as some models do
+                    return x.sum((1, 2), keepdim=True)[:, :, 0].expand(len(x), 3)
+
+        for net in (Folds().eval(), Catches().eval()):
+            inputs = [torch.randn(4, 5, 4)]
+            faults = flips(net, inputs, 3, kind="neuron")
+            faults["layer"], faults["role"], faults["element"] = "token", "output", 5 * 3
+            with pytest.raises(FaultError, match="15 elements of a sample"):
+                Engine(net, EngineData(inputs)).evaluate(faults)
+
+    @pytest.mark.parametrize("looks", [False, True])
+    def test_is_a_golden_output_without_a_finite_number(self, looks):
+        class Divides(Looks):
+            def forward(self, x):
+                y = super().forward(x) if looks else self.linear(x)
+                return y / (x[:, :1] * 0)
+
+        net, inputs = Divides().eval(), [torch.randn(4, 6)]
+        with pytest.raises(CampaignError, match="has no finite number"):
             Engine(net, EngineData(inputs)).evaluate(flips(net, inputs, 5))
 
     def test_is_a_metric_without_its_labels(self):
