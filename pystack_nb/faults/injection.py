@@ -132,7 +132,10 @@ class _Injection:
         self._neurons: dict[torch.nn.Module, list[tuple[Layer, Strike]]] = {model: []}
         self._weights: list[tuple[Layer, Strike]] = []
         self._lasting: list[tuple[Layer, Strike, Patch]] = []
+        self._patches: dict[Patch, Strike] = {}
         self._complaints: list[str] = []
+        for _ in ("once", "again where the first one was interrupted"):
+            undo.callback(self._undo_rest)
         found = layers(model)
         for strike in strikes:
             layer = find(model, found, strike.fault.layer)
@@ -145,7 +148,7 @@ class _Injection:
             self._weights.append((layer, strike))
         for layer, strike in self._weights:
             if strike.fault.when is None:
-                self._strike_weight(layer, strike, undo, -1)
+                self._strike_weight(layer, strike, -1)
         undo.callback(self._forwards.end_all)
         for module in self._neurons:
             # Not the module that a hook is given: replicas of one share its hooks.
@@ -179,7 +182,7 @@ class _Injection:
                 self._force(layer, strike, patch)
             for layer, strike in self._weights:
                 if strike.fault.when is not None and strike.due(forward.number):
-                    self._strike_weight(layer, strike, forward.undo, forward.number)
+                    self._strike_weight(layer, strike, forward.number, forward.undo)
         given = args, kwargs
         found = structures.inputs(args, kwargs)
         taken = self._strike_side("input", module, forward, given, found)
@@ -240,7 +243,9 @@ class _Injection:
             self._apply(layer, strike, tensor, placed, (forward.number, call, role))
         return value
 
-    def _strike_weight(self, layer: Layer, strike: Strike, undo: ExitStack, forward: int) -> None:
+    def _strike_weight(
+        self, layer: Layer, strike: Strike, forward: int, undo: ExitStack | None = None
+    ) -> None:
         role = strike.fault.role
         slot = layer.slot(role)
         tensor = slot.open()
@@ -248,7 +253,9 @@ class _Injection:
         if placed is None:
             return
         patch = Patch(slot, tensor, placed[0])
-        undo.callback(self._undo, strike, patch)
+        self._patches[patch] = strike
+        if undo is not None:
+            undo.callback(self._undo, patch)
         where = forward, 0, role
         patch.strike(tensor, lambda: self._apply(layer, strike, tensor, placed, where))
         if strike.fault.when is None and placed[1].lasting and isinstance(slot, OwnSlot):
@@ -264,8 +271,16 @@ class _Injection:
                 patch.force(tensor, placed[0], lambda: strike.fault.error.apply(tensor, *placed)),
             )
 
-    def _undo(self, strike: Strike, patch: Patch) -> None:
-        self._complain(strike, patch.undo())
+    def _undo(self, patch: Patch) -> None:
+        complaint = patch.undo()
+        strike = self._patches.pop(patch, None)
+        if strike is not None:
+            self._complain(strike, complaint)
+
+    def _undo_rest(self) -> None:
+        # Those of the whole context, and what an interrupt has kept from being undone.
+        while self._patches:
+            self._undo(next(reversed(self._patches)))
 
     def _complain(self, strike: Strike, complaint: str) -> None:
         if complaint:

@@ -48,8 +48,8 @@ class Patch:
         """Let ``change`` change the tensor that was opened, and remember what it was."""
         with _lock:
             self.before = self.after = bits.read(tensor, self._positions)
-            _held.append(self)
             try:
+                _held.append(self)
                 change()
                 self._slot.close(tensor)
                 # Packing may round.
@@ -92,6 +92,8 @@ class Patch:
     def undo(self) -> str:
         """Put the elements back that still hold what the fault made of them.
 
+        It may be called again, after it was interrupted or not.
+
         Returns
         -------
         str
@@ -100,14 +102,16 @@ class Patch:
         with _lock:
             if self not in _held:
                 return ""
-            free = self._leave()
-            if not isinstance(self._slot, OwnSlot):
+            free, complaint = self._hand_over(), ""
+            if isinstance(self._slot, OwnSlot):
+                self._put_back(self._view, free)
+                complaint = self._follow(free)
+            else:
                 tensor = self._slot.open()
                 self._put_back(tensor, free)
                 self._slot.close(tensor)
-                return ""
-            self._put_back(self._view, free)
-            return self._follow(free)
+            _held.remove(self)
+            return complaint
 
     def _aim(self, tensor: torch.Tensor, positions: NDArray[np.int64]) -> None:
         self._tensor = tensor
@@ -136,16 +140,14 @@ class Patch:
             free[mine] = False
             yield top, mine, its
 
-    def _leave(self) -> NDArray[np.int64]:
+    def _hand_over(self) -> NDArray[np.int64]:
         """Let the next patch of each element know; give the elements that have none."""
-        place = _held.index(self)
         free = np.ones(len(self._elements), np.bool_)
-        for later in _held[place + 1 :]:
+        for later in _held[_held.index(self) + 1 :]:
             mine, its = self._shared(later, free)
             free[mine] = False
             on_top = later.before[its] == self.after[mine]
             later.before[its[on_top]] = self.before[mine[on_top]]
-        del _held[place]
         return np.flatnonzero(free)
 
     def _shared(

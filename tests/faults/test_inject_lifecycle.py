@@ -13,7 +13,7 @@ import torch
 from nets import perceptron, same_bits, samples, state, unchanged
 from torch import nn
 
-from pystack_nb.faults import Fault, Replace, inject
+from pystack_nb.faults import Fault, Replace, bits, inject
 
 
 X = samples(2)[0]
@@ -62,6 +62,29 @@ def test_a_transient_weight_is_put_back_when_the_forward_after_an_interrupted_on
         assert same_bits(model(X), clean)
         break_off(model)
         assert same_bits(model.layer.weight, before["layer.weight"])
+    assert unchanged(model, before)
+
+
+@pytest.mark.parametrize("when", [None, 0])
+def test_an_interrupt_while_a_weight_is_put_back_does_not_keep_it_from_being_put_back(
+    when, monkeypatch
+):
+    model, write, done = Fragile(), bits.write, []
+    before = state(model)
+
+    def interrupted(*args):
+        if not done:
+            done.append(args)
+            raise KeyboardInterrupt
+        write(*args)
+
+    monkeypatch.setattr(bits, "write", interrupted)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        inject(model, Fault("layer", "weight", when=when), Fault("layer", "bias")),
+    ):
+        model(X)
+    assert done
     assert unchanged(model, before)
 
 
