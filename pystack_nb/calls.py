@@ -104,6 +104,8 @@ class CallRecords:
         batches, lost = self._describe()
         paired = pair(self._records.words, batches, clock.knots, min(max(end_ns, 0), _LARGEST_NS))
         counters, counted = self._read_counts()
+        if counters["max_events"] or counters["stopped"]:
+            _end_with_the_last(paired.rows)
         codes = CallCodes.read(self._records, paired, counted["code_id"])
         not_named = int(np.count_nonzero(codes.unnamed[paired.rows["code"]]))
         table = _make_table(paired, codes, *self._processes(target_pid or 0))
@@ -181,6 +183,20 @@ def _in_order(batches: Kind) -> Kind:
 def _begins(column: NDArray[Any]) -> NDArray[np.bool_]:
     """Tell where a value is another one than in the row before."""
     return np.append(True, column[1:] != column[:-1])[: len(column)]
+
+
+def _end_with_the_last(rows: dict[str, NDArray[Any]]) -> None:
+    """End calls that are still open when the newest event was: nothing was recorded behind it."""
+    still_open = np.flatnonzero(~rows["complete"])
+    if not len(still_open):
+        return
+    ends_ns = rows["ts_ns"] + np.where(rows["complete"], rows["dur_ns"], 0)
+    behind = rows["ts_ns"][still_open] + rows["dur_ns"][still_open] - ends_ns.max()
+    behind = np.maximum(behind, 0)
+    rows["dur_ns"][still_open] -= behind
+    # All of a stack end together, so only the innermost call loses time of its own.
+    innermost = ~np.isin(still_open, rows["parent"][still_open])
+    rows["self_ns"][still_open[innermost]] -= behind[innermost]
 
 
 def _make_table(paired: Paired, codes: CallCodes, pid: Ints, tid: Ints) -> pd.DataFrame:

@@ -37,6 +37,7 @@ _WITH_VALUE = (
     "-o",
     "--export",
 )
+_OF_CALLS = ("include", "exclude", "depth", "min_us", "c_calls", "budget")
 _DEFAULT_BUDGET = 0.5  # of the cell's time, for calls that nobody asked for by name
 
 
@@ -198,9 +199,21 @@ def parse(magic: Callable[..., Any], line: str, names: Mapping[str, Any]) -> Opt
 
         for path in paths:
             check_export_path(path)
+    _check_together(given)
     return Options(
         given.mode, given.source, given.hz, _calls(given), given.output, paths, given.quiet
     )
+
+
+def _check_together(given: Namespace) -> None:
+    looks_at = set() if given.mode is None else {x.strip() for x in given.mode.split(",")}
+    if looks_at == {"sample"}:
+        chosen = {name: getattr(given, name) for name in _OF_CALLS}
+        if alone := [name for name, value in chosen.items() if value]:
+            raise OptionError(
+                f"--{alone[0].replace('_', '-')} is about calls, which --mode sample does not "
+                "record: leave one of them out."
+            )
 
 
 def _calls(given: Namespace) -> CallOptions:

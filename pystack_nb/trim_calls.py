@@ -89,6 +89,7 @@ def trim_calls(
     kept &= ~passed
     caller, depth = _callers(parent, kept, kept | passed | shown, levels)
     dur_ns, self_ns = _cut(calls, parent, cut, limit_ns)
+    _end_before_showing(calls["ts_ns"].to_numpy(), dur_ns, self_ns, caller, parent, shown, kept)
     through = np.flatnonzero(passed)
     through = through[caller[through] >= 0]
     np.add.at(self_ns, caller[through], self_ns[through])
@@ -219,6 +220,22 @@ def _cut(calls: pd.DataFrame, parent: Ints, rows: Ints, limit_ns: Ints) -> tuple
     called = parent[rows] >= 0
     np.add.at(self_ns, parent[rows][called], behind[called])
     return dur_ns, self_ns
+
+
+def _end_before_showing(  # noqa: PLR0917 - columns of one table
+    ts_ns: Ints, dur_ns: Ints, self_ns: Ints, caller: Ints, parent: Ints, shown: Bools, kept: Bools
+) -> None:
+    """End the cell's code where the showing of its value begins, if nothing of that is kept."""
+    first = np.flatnonzero(shown & (parent >= 0))
+    first = first[~shown[parent[first]] & kept[parent[first]]]
+    for row in first.tolist():
+        cell = int(parent[row])
+        end_ns = ts_ns[cell] + dur_ns[cell]
+        later = kept & (caller == cell) & (ts_ns >= ts_ns[row]) & (ts_ns <= end_ns)
+        if not later.any():
+            behind = end_ns - ts_ns[row]
+            self_ns[cell] -= max(0, behind - dur_ns[row])
+            dur_ns[cell] -= behind
 
 
 def _is_python(calls: pd.DataFrame) -> Bools:

@@ -194,6 +194,7 @@ def test_names_are_expanded_in_the_options(kernel, tmp_path):
     [
         ("--frequency 3", "OptionError", "%%pystack?"),
         ("--mode dreams", "OptionError", "sample"),
+        ("--mode sample --depth 3", "OptionError", "leave one of them out"),
         ("--hz 0", "RateError", "499"),
         ("--hz 1e9", "RateError", "hz|rate"),
         ("-o 1st", "OptionError", "name of a variable"),

@@ -408,6 +408,21 @@ def test_why_recording_stopped_is_told(counter, reason):
     assert any("later calls were not recorded" in x for x in rec.info["notes"])
 
 
+@pytest.mark.parametrize(("counters", "end"), [({}, 1000), ({"stopped": 1}, 60)])
+def test_calls_that_are_open_end_with_what_was_recorded(counters, end):
+    words = [
+        *NAMES,
+        spools.enter(1, 10),
+        spools.enter(2, 20),
+        spools.leave(30),
+        spools.enter(2, 40),
+        spools.enter(3, 60),
+    ]
+    calls = recording(spools.batch(words), spools.counts(**counters), end_ns=1000).calls
+    assert (calls["ts_ns"] + calls["dur_ns"]).tolist() == [end, 30, end, end]
+    assert calls["self_ns"].tolist() == [20, 10, 20, end - 60]
+
+
 def test_a_recording_without_calls_says_nothing_about_them():
     info = Recording(*decode(spools.spool(spools.client()))).info
     assert (info["calls"], info["demoted"], info["calls_stopped"]) == (0, [], None)

@@ -168,6 +168,21 @@ def test_other_stacks_of_the_cell_s_thread_are_kept_while_the_cell_runs():
     }
 
 
+def test_the_cell_ends_where_the_showing_of_its_value_begins():
+    show = call("__call__ /site/IPython/core/displayhook.py", 150, 190, call(LIBRARY, 155, 185))
+    result = trimmed({MAIN: [call(MODULE, 130, 200, call("work /src/lib.py", 135, 140), show)]})
+    assert tree(result, "dur_ns", "self_ns") == {MAIN: [("<module>", 20, 15, [("work", 5, 5, [])])]}
+
+
+def test_the_cell_goes_on_behind_a_value_that_is_shown_before_its_end():
+    show = call("__call__ /site/IPython/core/displayhook.py", 150, 160)
+    work = call("work /src/lib.py", 170, 180)
+    result = trimmed({MAIN: [call(MODULE, 130, 200, show, work)]})
+    assert tree(result, "dur_ns", "self_ns") == {
+        MAIN: [("<module>", 70, 50, [("work", 10, 10, [])])]
+    }
+
+
 def test_without_a_call_of_the_cell_s_own_all_of_its_time_counts():
     assert tree(trimmed({MAIN: [call(LIBRARY, 110, 115)]})) == {MAIN: [("dumps", [])]}
 
