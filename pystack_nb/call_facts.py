@@ -17,7 +17,7 @@ def tell_calls(info: dict[str, Any], calls: Calls, *, present: bool) -> None:
     Parameters
     ----------
     info : dict
-        Of the recording: gets ``calls``, ``demoted``, ``calls_stopped`` and, if there are
+        Of the recording: gets ``calls``, ``demoted``, ``calls_stopped`` with ``calls_stopped_ns`` and, if there are
         any records of calls, their causes, their clock and notes.
     calls : Calls
         What was decoded.
@@ -27,6 +27,7 @@ def tell_calls(info: dict[str, Any], calls: Calls, *, present: bool) -> None:
     info["calls"] = len(calls.table)
     info["demoted"] = calls.demoted
     info["calls_stopped"] = _stopped(calls)
+    info["calls_stopped_ns"] = _last_event_ns(calls) if info["calls_stopped"] else None
     if not present:
         return
     info["clock"] |= {
@@ -49,6 +50,11 @@ def _stopped(calls: Calls) -> str | None:
     if calls.counters["max_events"]:
         return "max-events"
     return "budget" if calls.counters["stopped"] else None
+
+
+def _last_event_ns(calls: Calls) -> int | None:
+    ends_ns = calls.table["ts_ns"] + calls.table["dur_ns"]
+    return int(ends_ns.max()) if len(ends_ns) else None
 
 
 def _incomplete(calls: Calls) -> dict[str, int]:

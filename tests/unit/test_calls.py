@@ -418,7 +418,9 @@ def test_calls_that_are_open_end_with_what_was_recorded(counters, end):
         spools.enter(2, 40),
         spools.enter(3, 60),
     ]
-    calls = recording(spools.batch(words), spools.counts(**counters), end_ns=1000).calls
+    rec = recording(spools.batch(words), spools.counts(**counters), end_ns=1000)
+    calls = rec.calls
+    assert rec.info["calls_stopped_ns"] == (end if counters else None)
     assert (calls["ts_ns"] + calls["dur_ns"]).tolist() == [end, 30, end, end]
     assert calls["self_ns"].tolist() == [20, 10, 20, end - 60]
 
