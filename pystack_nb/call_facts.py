@@ -17,8 +17,8 @@ def tell_calls(info: dict[str, Any], calls: Calls, *, present: bool) -> None:
     Parameters
     ----------
     info : dict
-        Of the recording: gets ``calls``, ``demoted``, ``calls_stopped`` with ``calls_stopped_ns`` and, if there are
-        any records of calls, their causes, their clock and notes.
+        Of the recording: gets ``calls``, ``demoted``, ``calls_stopped``, ``calls_stopped_ns``
+        and, if there are any records of calls, their causes, their clock and notes.
     calls : Calls
         What was decoded.
     present : bool
