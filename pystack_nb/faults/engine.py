@@ -30,7 +30,7 @@ from pystack_nb.faults.engine_evaluation import Evaluation
 from pystack_nb.faults.engine_golden import Golden
 from pystack_nb.faults.engine_program import Program, UntraceableError
 from pystack_nb.faults.layers import layers
-from pystack_nb.faults.metrics import Metric, Top1, as_metric
+from pystack_nb.faults.metrics import Metric, Top1, as_metric, rows_of
 
 
 if TYPE_CHECKING:
@@ -318,6 +318,6 @@ def _noise(some: torch.Tensor, exact: torch.Tensor) -> float:
     """Bound the share of an output's largest number by which its numbers may be off."""
     if not exact.is_floating_point():
         return 0.0
-    off = (some.double() - exact.double()).abs().flatten(1).amax(1)
-    share = (off / exact.double().abs().flatten(1).amax(1)).nan_to_num(0.0, 0.0, 0.0)
+    off = rows_of((some.double() - exact.double()).abs()).amax(1)
+    share = (off / rows_of(exact.double().abs()).amax(1)).nan_to_num(0.0, 0.0, 0.0)
     return max(_SAFETY * float(share.amax()), _SAFETY * torch.finfo(exact.dtype).eps)

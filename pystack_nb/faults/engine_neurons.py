@@ -18,6 +18,7 @@ import torch
 from pystack_nb.faults import bits
 from pystack_nb.faults.engine_golden import take
 from pystack_nb.faults.engine_trials import largest
+from pystack_nb.faults.metrics import rows_of
 
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ class NeuronSweep:
             mine = bits.stored(rows.env[i])
             which = torch.from_numpy(rows.golden).to(mine.device)
             right = bits.stored(golden[i]).index_select(dim, which)
-            alike = (mine == right).movedim(dim, 0).flatten(1).all(1)
+            alike = rows_of((mine == right).movedim(dim, 0)).all(1)
             equal = alike if equal is None else equal & alike
         if equal is None:
             return np.ones(len(rows), bool)

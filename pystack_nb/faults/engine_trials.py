@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from pystack_nb.faults import bits, values
+from pystack_nb.faults.metrics import main_output, rows_of
 
 
 if TYPE_CHECKING:
@@ -259,16 +260,15 @@ def _judge(
     right = [x[where] for x in golden]
     for faulty, good in zip(leaves, right, strict=True):
         if faulty.is_floating_point():
-            broken |= (good.isfinite() & ~faulty.isfinite()).flatten(1).any(1)
-    first = next((i for i, x in enumerate(leaves) if x.is_floating_point()), 0)
+            broken |= rows_of(good.isfinite() & ~faulty.isfinite()).any(1)
     given = None if labels is None else labels.to(device)[where]
-    verdict = metric.judge(right[first], leaves[first], given)
+    verdict = metric.judge_all(right, leaves, given)
     changed, score = verdict.changed.to(device), verdict.score.to(device)
     outcome = torch.where(broken, DUE, changed.to(torch.int8) * SDC)
     if verdict.lead is None:
         sure = torch.zeros_like(broken)
     else:
-        size = leaves[first].double().abs().flatten(1).amax(1)
+        size = rows_of(leaves[main_output(leaves)].double().abs()).amax(1)
         # A comparison with NaN is false: what is not a number is not sure, either.
         sure = (verdict.lead > 2 * noise * size) & ~broken & size.isfinite()
     score = torch.where(broken, torch.nan, score)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import numbers
+
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +15,7 @@ from pystack_nb.errors import CampaignError
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,13 +58,23 @@ class Metric(ABC):
             What is known to be right.
         """
 
+    def judge_all(
+        self,
+        golden: Sequence[torch.Tensor],
+        faulty: Sequence[torch.Tensor],
+        labels: torch.Tensor | None,
+    ) -> Verdict:
+        """Compare outputs of several tensors: by the first floating one, unless overridden."""
+        at = main_output(golden)
+        return self.judge(golden[at], faulty[at], labels)
+
 
 @dataclass(frozen=True)
 class TopK(Metric):
     """Wrong if the golden output's class is no longer among the ``k`` largest.
 
-    The classes are the last dimension; where an output has more of them (a class for each
-    token), one wrong class makes it wrong.  Of equal numbers the first is the larger.
+    Of several tensors of an output the first floating one is judged.  Of equal numbers the
+    first is the larger.
 
     Parameters
     ----------
@@ -69,6 +82,10 @@ class TopK(Metric):
         1 is the predicted class itself.
     where_right : bool
         Count a change only where the golden class is the label; needs labels.
+    class_dim : int, optional
+        The dimension of the classes in an output that has a class for each token or pixel, of
+        which one that is wrong makes it wrong.  Counted from the end: -1 for tokens, -3 for
+        ``(samples, classes, height, width)``.  Without it such outputs are refused.
 
     Notes
     -----
@@ -77,11 +94,18 @@ class TopK(Metric):
 
     k: int = 5
     where_right: bool = False
+    class_dim: int | None = None
     decides_by_rank = True
 
     def __post_init__(self) -> None:
-        if self.k < 1:
+        k: Any = self.k
+        if not isinstance(k, int) or k < 1:
             raise CampaignError(f"there are no {self.k} largest classes: give k=1 or more")
+        if self.class_dim is not None and not self.class_dim < 0:
+            raise CampaignError(
+                f"class_dim={self.class_dim} does not count from the end: give -1 for the last"
+                " dimension, -3 for (samples, classes, height, width)"
+            )
 
     @property
     def needs_labels(self) -> bool:  # type: ignore[override]
@@ -92,26 +116,51 @@ class TopK(Metric):
         self, golden: torch.Tensor, faulty: torch.Tensor, labels: torch.Tensor | None
     ) -> Verdict:
         """Compare the places of classes; see `Metric.judge`."""
-        if golden.dim() < 2 or self.k >= golden.shape[-1]:
+        golden, faulty = self._classes_last(golden), self._classes_last(faulty)
+        if golden.isnan().any():
             raise CampaignError(
-                f"an output of shape {tuple(golden.shape[1:])} has no more than {self.k} classes"
-                " in its last dimension: give another metric, such as Tolerance()"
+                "without any fault the model gives NaN for a class, so that no class is the"
+                " largest: leave such samples out, or give another metric"
             )
         wanted = golden.argmax(-1)
         inside, lead = self._among(faulty, wanted)
         score = torch.full(inside.shape, torch.nan, dtype=torch.float64, device=inside.device)
         changed = ~inside
         if labels is not None:
-            right, other = self._among(faulty, labels.to(wanted.device).reshape(wanted.shape))
+            known = _as_classes(labels.to(wanted.device), wanted, golden.shape[-1])
+            right, other = self._among(faulty, known)
             score, lead = right.double(), torch.minimum(lead, other)
             if self.where_right:
-                changed &= wanted == labels.to(wanted.device).reshape(wanted.shape)
+                changed &= wanted == known
         rows = len(golden)
         return Verdict(
             changed.reshape(rows, -1).any(1),
             score.reshape(rows, -1).mean(1),
             lead.reshape(rows, -1).amin(1),
         )
+
+    def _classes_last(self, outputs: torch.Tensor) -> torch.Tensor:
+        if self.class_dim is None:
+            single = outputs.dim() > 1 and outputs.shape[1:].numel() == outputs.shape[-1]
+            if outputs.dim() > 1 and not single:
+                raise CampaignError(
+                    f"an output of shape {tuple(outputs.shape[1:])} has more than one class: say"
+                    " which dimension the classes are, as in Top1(class_dim=-1) for tokens and"
+                    " class_dim=-3 for images of (classes, height, width)"
+                )
+        elif outputs.dim() > -self.class_dim:
+            outputs = outputs.movedim(self.class_dim, -1)
+        else:
+            raise CampaignError(
+                f"an output of shape {tuple(outputs.shape[1:])} has no dimension"
+                f" {self.class_dim}: give another class_dim"
+            )
+        if outputs.dim() < 2 or self.k >= outputs.shape[-1]:
+            raise CampaignError(
+                f"an output of shape {tuple(outputs.shape[1:])} has no more than {self.k} classes"
+                " in its last dimension: give another metric, such as Tolerance()"
+            )
+        return outputs
 
     def _among(self, outputs: torch.Tensor, wanted: torch.Tensor) -> tuple[Any, torch.Tensor]:
         """Whether classes are among the largest, and how far they are from the border."""
@@ -130,8 +179,8 @@ class Top1(TopK):
 
     Parameters
     ----------
-    where_right : bool
-        Count a change only where the golden class is the label; needs labels.
+    where_right, class_dim
+        As for `TopK`.
 
     Notes
     -----
@@ -140,17 +189,20 @@ class Top1(TopK):
 
     k: int = 1
 
-    def __init__(self, where_right: bool = False) -> None:
+    def __init__(self, where_right: bool = False, class_dim: int | None = None) -> None:
         object.__setattr__(self, "k", 1)
         object.__setattr__(self, "where_right", where_right)
+        object.__setattr__(self, "class_dim", class_dim)
+        self.__post_init__()
 
     def __repr__(self) -> str:
-        return f"Top1(where_right={self.where_right})"
+        more = "" if self.class_dim is None else f", class_dim={self.class_dim}"
+        return f"Top1(where_right={self.where_right}{more})"
 
 
 @dataclass(frozen=True)
 class Tolerance(Metric):
-    """Wrong if any number is further off than ``atol + rtol * abs(golden)``.
+    """Wrong if any number of any tensor is further off than ``atol + rtol * abs(golden)``.
 
     ``score`` is the largest absolute difference.
 
@@ -163,6 +215,12 @@ class Tolerance(Metric):
     atol: float = 1e-8
     rtol: float = 1e-5
 
+    def __post_init__(self) -> None:
+        for name in ("atol", "rtol"):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Real) or not 0 <= float(value) < math.inf:
+                raise CampaignError(f"{name}={value!r} is no tolerance: give a number, 0 or more")
+
     def judge(
         self,
         golden: torch.Tensor,
@@ -170,19 +228,28 @@ class Tolerance(Metric):
         labels: torch.Tensor | None,  # noqa: ARG002 - other metrics use them
     ) -> Verdict:
         """Compare numbers; see `Metric.judge`."""
-        right = golden.double().flatten(1)
+        right, found = rows_of(golden.double()), rows_of(faulty.double())
         # Infinities that are in both are no difference.
-        off = torch.where(
-            right == faulty.flatten(1), 0.0, (faulty.double().flatten(1) - right).abs()
-        )
-        off = torch.where(right.isnan() & faulty.flatten(1).isnan(), 0.0, off)
+        off = torch.where(right == found, 0.0, (found - right).abs())
+        off = torch.where(right.isnan() & found.isnan(), 0.0, off)
         wrong = ~(off <= self.atol + self.rtol * right.abs()) & (off != 0)
         return Verdict(wrong.any(1), off.amax(1), None)
+
+    def judge_all(
+        self,
+        golden: Sequence[torch.Tensor],
+        faulty: Sequence[torch.Tensor],
+        labels: torch.Tensor | None,
+    ) -> Verdict:
+        """Compare all tensors, and give the largest difference of all."""
+        said = [self.judge(*pair, labels) for pair in zip(golden, faulty, strict=True)]
+        changed, score = _stacked(said)
+        return Verdict(changed.any(0), score.amax(0), None)
 
 
 @dataclass(frozen=True)
 class Exact(Metric):
-    """Wrong if any number differs; ``score`` is how many do."""
+    """Wrong if any number of any tensor differs; ``score`` is how many do."""
 
     def judge(
         self,
@@ -192,15 +259,26 @@ class Exact(Metric):
     ) -> Verdict:
         """Compare numbers; see `Metric.judge`."""
         differs = (golden != faulty) & ~(golden.isnan() & faulty.isnan())
-        count = differs.flatten(1).sum(1)
+        count = rows_of(differs).sum(1)
         return Verdict(count > 0, count.double(), None)
+
+    def judge_all(
+        self,
+        golden: Sequence[torch.Tensor],
+        faulty: Sequence[torch.Tensor],
+        labels: torch.Tensor | None,
+    ) -> Verdict:
+        """Compare all tensors, and count the numbers that differ in all."""
+        said = [self.judge(*pair, labels) for pair in zip(golden, faulty, strict=True)]
+        changed, score = _stacked(said)
+        return Verdict(changed.any(0), score.sum(0), None)
 
 
 @dataclass(frozen=True)
 class Function(Metric):
     """Wrong if a function of ``(golden, faulty, label)``, each of one sample, says so.
 
-    Its number, or 0 and 1, is the ``score``.
+    Its number, or 0 and 1, is the ``score``.  It gets the first floating tensor of an output.
     """
 
     function: Callable[[torch.Tensor, torch.Tensor, Any], Any]
@@ -216,6 +294,36 @@ class Function(Metric):
             torch.tensor([float(x) for x in said], dtype=torch.float64),
             None,
         )
+
+
+def rows_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Give each row flat, also where it is a single number."""
+    return tensor.flatten(1) if tensor.dim() > 1 else tensor[:, None]
+
+
+def main_output(leaves: Sequence[torch.Tensor]) -> int:
+    """Give the place of the first floating tensor, or else of the first one."""
+    return next((i for i, x in enumerate(leaves) if x.is_floating_point()), 0)
+
+
+def _stacked(said: Sequence[Verdict]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.stack([x.changed for x in said]), torch.stack([x.score for x in said])
+
+
+def _as_classes(labels: torch.Tensor, wanted: torch.Tensor, classes: int) -> torch.Tensor:
+    """Give labels the shape of the classes that they are compared with."""
+    if labels.is_floating_point() or labels.is_complex() or labels.numel() != wanted.numel():
+        raise CampaignError(
+            f"labels of shape {tuple(labels.shape[1:])} and type"
+            f" {str(labels.dtype).removeprefix('torch.')} name no class of a sample: give whole"
+            " numbers, one for each class that the model tells, or another metric"
+        )
+    if labels.numel() and not (labels.min() >= 0 and labels.max() < classes):
+        raise CampaignError(
+            f"labels go from {labels.min()} to {labels.max()}, and the model has {classes}"
+            f" classes: give labels from 0 to {classes - 1}"
+        )
+    return labels.long().reshape(wanted.shape)
 
 
 def as_metric(metric: Metric | Callable[..., Any]) -> Metric:

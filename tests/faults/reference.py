@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from pystack_nb.faults import bits, layers, structures
-from pystack_nb.faults.metrics import as_metric
+from pystack_nb.faults.metrics import Exact, Tolerance, as_metric
 
 
 class ReferenceEngine:
@@ -34,7 +34,8 @@ def evaluate(model, data, faults, metric, weight_samples=None):
 
     `data` has ``inputs``, a list of tensors with the samples along dimension 0, and ``labels``,
     a tensor or None.  A number that is not finite where it should be is a DUE, and so is an
-    exception; otherwise the first floating tensor of the output is judged.  With
+    exception; otherwise the first floating tensor of the output is judged, by `Exact` and
+    `Tolerance` all of them.  With
     `weight_samples` a weight fault is tried on so many samples, from the first one on: the
     worst outcome counts, and the mean of the scores.
     """
@@ -65,9 +66,14 @@ def _one(model, data, fault, metric, sample):
     for good, bad in zip(golden, faulty, strict=True):
         if bad.is_floating_point() and (good.isfinite() & ~bad.isfinite()).any():
             return "DUE", *seen, math.nan
-    judged = next((i for i, x in enumerate(golden) if x.is_floating_point()), 0)
-    verdict = metric.judge(golden[judged], faulty[judged], label)
-    return "SDC" if verdict.changed[0] else "masked", *seen, float(verdict.score[0])
+    if isinstance(metric, Exact | Tolerance):
+        verdicts = [metric.judge(*pair, label) for pair in zip(golden, faulty, strict=True)]
+    else:
+        judged = next((i for i, x in enumerate(golden) if x.is_floating_point()), 0)
+        verdicts = [metric.judge(golden[judged], faulty[judged], label)]
+    scores = [float(x.score[0]) for x in verdicts]
+    score = sum(scores) if isinstance(metric, Exact) else max(scores)
+    return "SDC" if any(x.changed[0] for x in verdicts) else "masked", *seen, score
 
 
 def _with_weight(model, inputs, fault, seen):

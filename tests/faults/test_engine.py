@@ -234,6 +234,19 @@ class Rolls(nn.Module):
         return y * random.choice([1, 1, 2]) if y.sum() > -9e9 else y
 
 
+class Both(nn.Module):
+    """Gives classes, and numbers and places beside them."""
+
+    def __init__(self):
+        super().__init__()
+        self.classes = nn.Linear(6, 3)
+        self.numbers = nn.Linear(6, 4)
+
+    def forward(self, x):
+        y = self.numbers(x)
+        return self.classes(x), y, y.argmax(1)
+
+
 class Chance(nn.Module):
     def forward(self, x):
         return x + torch.rand_like(x)
@@ -296,6 +309,23 @@ class TestOutcomesEqualThoseOfOneFaultPerForward:
         faults = flips(lenet(), inputs, 60, kind="weight")
         check(lenet(), inputs, labels=labels, faults=faults, weight_samples=5)
         check(lenet(), inputs, Exact(), faults=faults, weight_samples=5)
+
+    @pytest.mark.parametrize("metric", [Tolerance(1e-3), Exact()], ids=repr)
+    def test_in_any_tensor_of_the_output(self, metric):
+        net, inputs = Both(), [torch.randn(6, 6)]
+        faults = flips(net, inputs, 40, kind="weight").assign(layer="numbers", role="weight")
+        faults["xor_mask"], faults["element"] = np.uint64(1 << 28), faults["element"] % 24
+        assert "SDC" in set(check(net, inputs, metric, faults=faults)["outcome"])
+
+    @pytest.mark.parametrize("metric", [Tolerance(1e-3), Exact()], ids=repr)
+    def test_in_outputs_of_a_single_number(self, metric):
+        net = nn.Sequential(nn.Linear(6, 1), nn.Flatten(0))
+        assert "SDC" in set(check(net, [torch.randn(6, 6)], metric)["outcome"])
+
+    def test_of_classes_in_any_dimension(self):
+        inputs, labels = [torch.randn(4, 1, 4, 8)], torch.randint(0, 3, (4, 4, 8))
+        check(nn.Conv2d(1, 3, 1), inputs, Top1(class_dim=-3), labels)
+        check(nn.Linear(8, 4), inputs, TopK(2, class_dim=-1))
 
     def test_of_bits_that_are_stuck(self):
         net, inputs = lenet(), [torch.randn(5, 1, 8, 8)]
@@ -488,6 +518,60 @@ class TestRefused:
     def test_is_a_metric_without_its_labels(self):
         with pytest.raises(CampaignError, match="labels"):
             Engine(lenet(), EngineData([torch.randn(2, 1, 8, 8)]), Top1(where_right=True))
+
+    @pytest.mark.parametrize(
+        ("labels", "told"),
+        [
+            (torch.full((4,), 7), "from 7 to 7, and the model has 5 classes"),
+            (torch.full((4,), -100), "give labels from 0 to 4"),
+            (torch.rand(4), "float32 name no class"),
+            (torch.eye(5, dtype=torch.int64)[:4], r"shape \(5,\) and type int64"),
+        ],
+        ids=["large", "negative", "floating", "one-hot"],
+    )
+    def test_are_labels_that_name_no_class(self, labels, told):
+        net, inputs = lenet(), [torch.randn(4, 1, 8, 8)]
+        with pytest.raises(CampaignError, match=told):
+            Engine(net, EngineData(inputs, labels)).evaluate(flips(net, inputs, 5))
+
+    @pytest.mark.parametrize(
+        ("net", "metric", "told"),
+        [
+            (nn.Conv2d(1, 3, 1), Top1(), r"say which dimension"),
+            (nn.Conv2d(1, 3, 1), TopK(2), r"class_dim=-3"),
+            (nn.Flatten(), Top1(class_dim=-3), "no dimension -3"),
+            (nn.Sequential(nn.Conv2d(1, 1, 4), nn.Flatten(0)), Top1(), "another metric"),
+        ],
+        ids=["pixels", "more pixels", "no pixels", "a number"],
+    )
+    def test_are_outputs_without_a_known_dimension_of_classes(self, net, metric, told):
+        inputs = [torch.randn(4, 1, 4, 4)]
+        with pytest.raises(CampaignError, match=told):
+            Engine(net.eval(), EngineData(inputs), metric).evaluate(flips(net, inputs, 5))
+
+    def test_is_a_class_that_is_nan_without_a_fault(self):
+        class Roots(nn.Module):
+            def forward(self, x):
+                return x.sqrt()
+
+        net, inputs = nn.Sequential(nn.Linear(6, 4), Roots()).eval(), [torch.randn(4, 6)]
+        with pytest.raises(CampaignError, match="NaN for a class"):
+            Engine(net, EngineData(inputs)).evaluate(flips(net, inputs, 5))
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda: Tolerance("a"),
+            lambda: Tolerance(-1),
+            lambda: Tolerance(rtol=float("nan")),
+            lambda: TopK(0),
+            lambda: TopK(1.5),
+            lambda: Top1(class_dim=1),
+        ],
+    )
+    def test_is_a_metric_that_can_not_be(self, make):
+        with pytest.raises(CampaignError, match="give"):
+            make()
 
     def test_are_more_samples_than_there_are(self):
         with pytest.raises(CampaignError, match="weight_samples"):
