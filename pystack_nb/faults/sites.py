@@ -120,7 +120,7 @@ def _width(dtype: torch.dtype) -> int:
 
 
 def _one_more(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, Any]:
-    """Give the number of samples, and the inputs with the first sample once more at the end."""
+    """Give the number of samples, and the inputs with the first one once more (None: no way)."""
     whole: Any = (args, kwargs)
     paths = [*structures.inputs(args, kwargs).values()]
     first = structures.get(whole, paths[0]) if paths else torch.zeros(())
@@ -130,7 +130,11 @@ def _one_more(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, Any]:
     for path in paths:
         tensor = structures.get(whole, path)
         if tensor.dim() and tensor.shape[0] == samples:
-            whole = structures.replaced(whole, path, torch.cat([tensor, tensor[:1]]))
+            try:
+                grown = torch.cat([tensor, tensor[:1]])
+            except RuntimeError:  # of a layout that can't be sliced, as sparse ones
+                return samples, None
+            whole = structures.replaced(whole, path, grown)
     return samples, whole
 
 

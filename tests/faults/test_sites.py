@@ -243,6 +243,11 @@ def test_quantised_recurrent_layers_have_sites_that_can_be_struck(make, dtype):
         assert torch.equal(first_tensor(model(x)), clean)
 
 
+def test_an_example_that_can_not_grow_is_listed_too():
+    frame = sites(nn.Identity(), torch.eye(3).to_sparse())
+    assert frame["batch_dim"].tolist() == [0, 0]
+
+
 def test_types_without_bits_are_listed_with_none():
     frame = sites(nn.Identity(), torch.ones(2, dtype=torch.complex64))
     assert frame["bits"].tolist() == [0, 0]
