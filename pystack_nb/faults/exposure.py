@@ -28,7 +28,7 @@ import torch
 from pystack_nb.errors import FaultError
 from pystack_nb.faults.annotate import KIND, example
 from pystack_nb.faults.identity import chosen
-from pystack_nb.faults.layers import ROOT, listed
+from pystack_nb.faults.layers import ROOT, layers, listed
 from pystack_nb.faults.liveness import Liveness, liveness
 
 
@@ -74,7 +74,8 @@ def exposure(
           own until it ends; weights :math:`\tau = T`.  Right for main memory.
         * ``"uniform-bits"``: :math:`\tau = T` for all, so that shares are those of bits.
         * ``"macs"``: as ``"busy"``, with :math:`T` shared out by multiply-accumulates in place
-          of measured time.
+          of measured time.  Refused where PyTorch does not count those of a layer: recurrent
+          ones, and attention in its fused form.
 
         They rank layers differently: where a conclusion depends on which, say so.
     inputs : tensor, tuple or dict, optional
@@ -127,6 +128,8 @@ def exposure(
     else:
         args, kwargs = _arguments(inputs)
     seen = liveness(model, args, kwargs, grad=forwards.grad)
+    if model_of == "macs":
+        _refuse_uncounted(seen, model)
     moments = forwards.moments(seen)[runs or slice(None)]
     if not len(moments):
         raise FaultError(
@@ -291,6 +294,28 @@ def _own_times(seen: Liveness, moments: Seconds) -> dict[CallOf, Seconds]:
     for call, lasted in zip(seen.segments, np.diff(moments, axis=1).T, strict=True):
         times[call] = times.get(call, 0) + lasted
     return times
+
+
+def _refuse_uncounted(seen: Liveness, model: torch.nn.Module) -> None:
+    """Refuse to share out time where some layers' work is not known."""
+    multiply = (torch.nn.RNNBase, torch.nn.RNNCellBase, torch.nn.MultiheadAttention)
+    there = layers(model)
+    uncounted = {
+        layer
+        for layer, _ in seen.segments
+        if layer in there
+        and isinstance(there[layer].module, multiply)
+        and not any(macs for call, macs in seen.macs.items() if _within(call[0], layer))
+    }
+    if uncounted:
+        raise FaultError(
+            f"PyTorch does not count the multiply-accumulates of {listed(sorted(uncounted))}:"
+            " choose another model_of, such as 'busy'"
+        )
+
+
+def _within(layer: str, outer: str) -> bool:
+    return layer == outer or layer.startswith(f"{outer}.")
 
 
 def _shared_out(seen: Liveness, whole: Seconds) -> dict[CallOf, Seconds]:

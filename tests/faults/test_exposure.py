@@ -207,6 +207,23 @@ def test_multiply_accumulates_share_out_the_whole_time():
     assert seconds["1", "output"] == 0
 
 
+def test_work_that_is_not_counted_is_refused_rather_than_taken_for_none():
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(3, 4, batch_first=True)
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.fc(self.lstm(x)[0][:, -1])
+
+    model = Classifier().eval()
+    rec = timed(model, torch.ones(1, 5, 3), lasting={"lstm": 5})
+    with pytest.raises(FaultError, match="multiply-accumulates of 'lstm': choose another"):
+        faults.exposure(rec, model, "macs")
+    assert faults.exposure(rec, model, "busy")["bit_seconds"].sum() > 0
+
+
 def test_several_forwards_give_mean_and_standard_deviation_and_some_can_be_left_out():
     model = perceptron()
     rec = timed(model, torch.ones(1, 3), lasting={"first": 1}, forwards=3, scale=2)
