@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from pystack_nb.errors import CampaignError
-from pystack_nb.faults import executors, fingerprint, plan
+from pystack_nb.faults import engine_direct, executors, fingerprint, plan
 from pystack_nb.faults.data import tensors
 from pystack_nb.faults.metrics import Top1, as_metric
 from pystack_nb.faults.models import BitFlip
@@ -205,6 +205,8 @@ class Campaign(Analysis):
             "sites": fingerprint.of_table(self.sites),
             "design": dataclasses.asdict(self.design),
             "weight_samples": self.weight_samples,
+            "golden": self._golden_hash(),
+            "threads": torch.get_num_threads(),
             "versions": fingerprint.of_versions(),
         }
 
@@ -216,6 +218,13 @@ class Campaign(Analysis):
             f"Campaign({self.error_model}, seed={self.seed}): {done:,} of"
             f" {len(self._plan.faults):,} faults\n"
             f"SDC {self.total('SDC')}\nDUE {self.total('DUE')}"
+        )
+
+    def _golden_hash(self) -> str:
+        """Hash the bits of some outputs: what they hang on besides weights shows in them."""
+        samples = np.unique(np.linspace(0, len(self.inputs[0]) - 1, 3).astype(int)).tolist()
+        return fingerprint.of_values(
+            [engine_direct.forward(self.model, [x[[i]] for x in self.inputs]) for i in samples]
         )
 
     def _chosen(self, chosen: str | pd.DataFrame | None) -> pd.DataFrame:

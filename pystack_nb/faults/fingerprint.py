@@ -6,23 +6,35 @@ import dataclasses
 import functools
 import hashlib
 
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from types import CodeType
+from types import CellType, CodeType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from pystack_nb.faults import bits
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     import pandas as pd
 
 
+_PLAIN = int | float | complex | str | bytes | None | torch.dtype | torch.device
+
+
 def of_model(model: torch.nn.Module) -> dict[str, str]:
-    """Give hashes of a model's structure and of its weights' and buffers' stored bits."""
+    """Give hashes of a model.
+
+    Returns
+    -------
+    dict
+        ``structure`` (modules, by name and class), ``attributes`` (their plain values, forward
+        hooks and instances' own forwards) and ``weights`` (stored bits, of buffers, too).
+    """
     lines = [
         f"{name}|{type(module).__module__}.{type(module).__qualname__}|{module.extra_repr()}"
         f"|{module.training}"
@@ -30,8 +42,28 @@ def of_model(model: torch.nn.Module) -> dict[str, str]:
     ]
     return {
         "structure": _digest(lines),
+        "attributes": _digest(_attributes(model)),
         "weights": of_values([(k, v) for k, v in sorted(model.state_dict().items())]),
     }
+
+
+def _attributes(model: torch.nn.Module) -> Iterable[bytes | str]:
+    # Shallowly: hooks collect outputs, count, and know their modules.
+    teller = _Teller(deep=False)
+    for name, module in model.named_modules():
+        own = module.__dict__
+        plain = {k: v for k, v in own.items() if isinstance(v, _PLAIN | tuple)}
+        hooks = [*own["_forward_pre_hooks"].values(), *own["_forward_hooks"].values()]
+        hooks += [own["forward"]] if "forward" in own else []
+        yield f"{name}|{teller.tell(plain)}|{[_hook(x, teller) for x in hooks]}"
+
+
+def _hook(hook: Any, teller: _Teller) -> str:
+    # A protection's: what it guards by, but not what it has counted.
+    guards = [x for group in getattr(hook, "groups", ()) for x in group]
+    limits = [{k: v for k, v in vars(x).items() if k.startswith("_")} for x in guards]
+    kinds = [type(x).__qualname__ for x in guards]
+    return f"{teller.tell(hook)} {kinds} {teller.tell(limits)}"
 
 
 def of_table(table: pd.DataFrame) -> str:
@@ -58,31 +90,99 @@ def of_versions() -> dict[str, str]:
 def describe(thing: Any) -> str:
     """Say what an error model, a metric or a function is, alike in each process.
 
-    A function is told by its name and a hash of its code, since its ``repr`` holds an address.
+    A function is told by its name and a hash of its code, of the values that it was made with
+    (defaults and closure) and of plain values and functions that it takes from its module; an
+    object by its class and what it holds.  Their ``repr`` holds an address.
     """
-    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
-        parts = [f"{x.name}={describe(getattr(thing, x.name))}" for x in dataclasses.fields(thing)]
-        return f"{type(thing).__qualname__}({', '.join(parts)})"
-    if isinstance(thing, functools.partial):
-        parts = [describe(x) for x in (thing.func, *thing.args, *sorted(thing.keywords.items()))]
-        return f"partial({', '.join(parts)})"
-    if isinstance(thing, tuple | list):
-        return f"({', '.join(describe(x) for x in thing)})"
-    code = getattr(thing, "__code__", None)
-    if isinstance(code, CodeType):
-        return f"{thing.__module__}.{thing.__qualname__}#{_digest(_code(code))[:12]}"
-    text = repr(thing)
-    return type(thing).__qualname__ if " at 0x" in text else text
+    return _Teller().tell(thing)
 
 
-def _code(code: CodeType) -> Iterable[bytes | str]:
-    yield code.co_code
-    yield repr(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _code(constant)
-        else:
-            yield repr(constant)
+class _Teller:
+    """Describes things, which may hold each other.
+
+    Parameters
+    ----------
+    deep : bool
+        Whether functions and objects are told by what they hold besides plain values.
+    """
+
+    def __init__(self, *, deep: bool = True) -> None:
+        self._deep = deep
+        self._open: list[Any] = []
+        self._ways: list[tuple[Any, Callable[[Any], str]]] = [
+            (torch.nn.Module, self._module),
+            (torch.Tensor, lambda x: f"Tensor#{of_values(x)[:12]}"),
+            (np.ndarray, lambda x: f"ndarray#{_digest([str(x.dtype), str(x.tolist())])[:12]}"),
+            (functools.partial, lambda x: f"partial{self.tell((x.func, x.args, x.keywords))}"),
+            (Mapping, lambda x: f"{{{', '.join(sorted(map(self.tell, x.items())))}}}"),
+            (set | frozenset, lambda x: f"{{{', '.join(sorted(map(self.tell, x)))}}}"),
+            (tuple | list, lambda x: f"({', '.join(map(self.tell, x))})"),
+            (MethodType, lambda x: f"{self.tell(x.__func__)} of {self.tell(x.__self__)}"),
+            (FunctionType, self._function),
+            (object, self._object),
+        ]
+
+    def tell(self, thing: Any) -> str:
+        if isinstance(thing, _PLAIN | type):
+            return repr(thing)
+        if any(thing is x for x in self._open):
+            return "itself"
+        self._open.append(thing)
+        try:
+            return next(way(thing) for kind, way in self._ways if isinstance(thing, kind))
+        finally:
+            self._open.pop()
+
+    def _module(self, module: torch.nn.Module) -> str:
+        weights = f"#{of_values([*module.state_dict().values()])[:12]}" if self._deep else ""
+        return f"{type(module).__qualname__}{weights}"
+
+    def _function(self, function: FunctionType) -> str:
+        code = function.__code__
+        names = [x for x in code.co_names if x in function.__globals__]
+        taken = {x: function.__globals__[x] for x in names}
+        near = {
+            k: v
+            for k, v in taken.items()
+            if isinstance(v, _PLAIN)
+            or (isinstance(v, FunctionType) and v.__module__ == function.__module__)
+        }
+        cells = [_content(cell) for cell in function.__closure__ or ()]
+        held = [x if self._deep or isinstance(x, _PLAIN) else type(x) for x in cells]
+        made = self.tell((function.__defaults__, function.__kwdefaults__, held, near))
+        name = f"{function.__module__}.{function.__qualname__}"
+        return f"{name}#{_digest(self._code(code, made))[:12]}"
+
+    def _code(self, code: CodeType, made: str = "") -> Iterable[bytes | str]:
+        yield code.co_code
+        yield repr(code.co_names)
+        yield made
+        for constant in code.co_consts:
+            if isinstance(constant, CodeType):
+                yield from self._code(constant)
+            else:
+                yield self.tell(constant)
+
+    def _object(self, thing: Any) -> str:
+        text, kind = repr(thing), type(thing)
+        if dataclasses.is_dataclass(thing):
+            fields = [x.name for x in dataclasses.fields(thing)]
+            parts = [f"{x}={self.tell(getattr(thing, x))}" for x in fields]
+            return f"{kind.__qualname__}({', '.join(parts)})"
+        if " at 0x" not in text:
+            return text
+        if not self._deep:
+            return kind.__qualname__
+        methods = {k: v for k, v in vars(kind).items() if isinstance(v, FunctionType)}
+        pieces = [self.tell(methods), self.tell(getattr(thing, "__dict__", {}))]
+        return f"{kind.__qualname__}#{_digest(pieces)[:12]}"
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not there yet
+        return None
 
 
 def _pieces(value: Any) -> Iterable[bytes | str]:

@@ -173,6 +173,7 @@ def test_a_killed_campaign_goes_on_and_ends_with_the_same_table(expected, tmp_pa
     program = """
         import time
         import nets
+        import torch
         from pystack_nb.faults import campaign as campaigns
         from pystack_nb.faults.store import Store
 
@@ -182,6 +183,7 @@ def test_a_killed_campaign_goes_on_and_ends_with_the_same_table(expected, tmp_pa
             time.sleep(0.2)
 
         if __name__ == "__main__":
+            torch.set_num_threads(1)
             Store.append = append
             campaigns._BATCH = (25, 25)
             one = campaigns.Campaign(
