@@ -19,7 +19,7 @@ from pystack_nb.errors import CampaignError
 from pystack_nb.faults import engine_direct, executors, fingerprint, plan
 from pystack_nb.faults.data import tensors
 from pystack_nb.faults.metrics import Top1, as_metric
-from pystack_nb.faults.models import BitFlip
+from pystack_nb.faults.models import BitFlip, ErrorModel
 from pystack_nb.faults.plan import Design, Plan
 from pystack_nb.faults.results import Analysis
 from pystack_nb.faults.sites import sites as find_sites
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     import os
 
     from collections.abc import Callable, Iterator
-
-    from pystack_nb.faults.models import ErrorModel
 
 _QUANTISED = {torch.qint8, torch.quint8, torch.qint32}
 _KINDS = {"neurons": "neuron", "weights": "weight"}
@@ -48,7 +46,8 @@ class Campaign(Analysis):
     Parameters
     ----------
     model : torch.nn.Module
-        In ``eval()`` mode; it is left as it is.
+        In ``eval()`` mode; it is left as it is.  Each forward finds its buffers and attributes
+        as they were at first; what it keeps elsewhere, so that outputs differ, is refused.
     data : tuple, tensor, Dataset, DataLoader or list
         Samples, with labels where the metric needs them; see `data.tensors`.
     error_model : ErrorModel, optional
@@ -70,11 +69,13 @@ class Campaign(Analysis):
     allocation : {"proportional", "equal", "neyman"}, optional
         How a number of faults is split over layers and roles.  Proportional to their faults is
         a plain random sample and bad for small layers; ``"neyman"`` runs a pilot of 100 in each
-        first, which is part of the sample, and then gives more where outcomes vary.
+        first, which is part of the sample, and then gives more where outcomes vary: `faults`
+        can't be fewer than the pilot's.
     batch_size : int, optional
         Faults per forward; it never changes a result.
     path : str or path-like, optional
-        Folder for the results.  A campaign that was killed goes on from it.
+        Folder for the results.  A campaign that was killed goes on from it, with as many
+        threads of torch: their number decides how sums are rounded.
     weight_samples : int, optional
         Samples on which each weight fault is tried; by default one, drawn with the fault.
 
@@ -105,6 +106,8 @@ class Campaign(Analysis):
         if seed is None:
             raise CampaignError("a campaign without a seed can't be repeated; pass seed=0")
         self.seed = _whole(seed, "seed", 0)
+        _check_is(model, torch.nn.Module, "model", "a torch.nn.Module")
+        _check_is(error_model, ErrorModel | None, "error_model", "an error model, as BitFlip()")
         self.model = model
         self.inputs, self.labels = tensors(data)
         self.inputs = [x.to(_device(model, x.device)) for x in self.inputs]
@@ -120,6 +123,8 @@ class Campaign(Analysis):
             raise CampaignError(f"{self.metric} needs labels; pass data=(inputs, labels)")
         self.sites = self._chosen(sites)
         self._strata = self._stratify()
+        if self.design.allocation == "neyman":
+            self.design.pilot(self._strata)
         self._store = None if path is None else Store(path, self.fingerprint())
         self._finished: list[pd.DataFrame] = []
         self._plan: Plan | None = None
@@ -131,12 +136,17 @@ class Campaign(Analysis):
         Returns
         -------
         Plan
-            As text, a table.  With Neyman's allocation its pilot is run for it, and kept.
+            As text, a table.  With Neyman's allocation its pilot is printed and run for it,
+            and kept.
         """
         return self._planned(None, progress=False)
 
     def run(self, executor: Any = None, *, progress: bool = True) -> pd.DataFrame:
         """Print the plan, inject the faults, and give the results.
+
+        Weights are struck in the model itself, and put back: let no other thread use it
+        meanwhile.  Recordings of this process get an event of kind ``fault`` for each fault
+        that is evaluated in it, which lasts as long as its batch.
 
         Parameters
         ----------
@@ -269,6 +279,7 @@ class Campaign(Analysis):
         if self.design.allocation == "neyman":
             pilot = plan.make(self._strata, self.design, self.seed)
             pilot = dataclasses.replace(pilot, seconds=self._estimate(pilot.faults))
+            print(f"First a pilot for Neyman's allocation:\n{pilot}")  # noqa: T201 - as in run
             self._inject(pilot, executor, progress=progress)
             outcomes = pilot.faults.merge(self._done(), on="fault")
             happened = outcomes["stratum"][outcomes["outcome"] != "masked"]
@@ -360,6 +371,11 @@ def _bar(total: int, done: int) -> Any:
     except ImportError:
         return None
     return tqdm(total=total, initial=done, unit=" faults")
+
+
+def _check_is(value: Any, kind: Any, name: str, wanted: str) -> None:
+    if not isinstance(value, kind):
+        raise CampaignError(f"{name} is {type(value).__name__} {value!r:.60}; pass {wanted}")
 
 
 def _whole(value: Any, name: str, least: int) -> int:

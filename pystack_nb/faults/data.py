@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
 
 from pystack_nb.errors import CampaignError
 
@@ -27,8 +35,8 @@ def tensors(data: Any) -> tuple[list[torch.Tensor], torch.Tensor | None]:
         ``(inputs, labels)``, where `inputs` is a tensor, or a list of them for a model that
         takes several, and `labels` a tensor or None; a tensor of inputs; or a Dataset, list or
         DataLoader of samples.  A sample is an input, or a tuple of inputs of which the last is
-        the label.  A shuffling loader's samples are taken in its dataset's order, so that a
-        sample keeps its number.
+        the label.  The samples of a loader that shuffles are taken in its dataset's order, so
+        that a sample keeps its number; of one with a `RandomSampler` all of them.
 
     Returns
     -------
@@ -40,7 +48,8 @@ def tensors(data: Any) -> tuple[list[torch.Tensor], torch.Tensor | None]:
     Raises
     ------
     CampaignError
-        These are no samples, or none, or not equally many of each.
+        These are no samples, or none, or not equally many of each, or a loader that draws
+        other ones each time.
     """
     if isinstance(data, torch.Tensor):
         inputs, labels = [data], None
@@ -72,21 +81,53 @@ def _listed(inputs: Any) -> list[torch.Tensor]:
 
 
 def _collated(data: Any) -> Any:
-    if isinstance(data, DataLoader) and not isinstance(data.sampler, RandomSampler):
-        return _joined(list(data))
     collate: Any = default_collate
+    order: Iterable[int] | None = None
     if isinstance(data, DataLoader):
+        shuffled = isinstance(data.sampler, RandomSampler)
+        order = None if shuffled else _order(data)
+        if not shuffled and order is None:
+            return _joined(list(data))
+        if data.batch_sampler is None:
+            # The dataset's items are batches.
+            some = range(len(cast("Any", data.dataset))) if order is None else order
+            return _joined([data.collate_fn(data.dataset[i]) for i in some])
         data, collate = data.dataset, data.collate_fn
     if isinstance(data, IterableDataset):
         items = list(cast("Iterable[Any]", data))
     else:
-        items = [data[i] for i in range(len(data))]
+        items = [data[i] for i in (range(len(data)) if order is None else order)]
     if not items:
         raise CampaignError(f"there is no sample; {_FORMS}")
     try:
         return collate(items)
     except (TypeError, RuntimeError) as error:
         raise CampaignError(f"these samples make no batch ({error}); {_FORMS}") from None
+
+
+def _order(loader: DataLoader[Any]) -> list[int] | None:
+    """Give the samples of a loader in a fixed order; None where it gives one by itself."""
+    if isinstance(loader.dataset, IterableDataset):
+        return None
+    batches: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    sampler = batches.sampler if type(batches) is BatchSampler else batches
+    if isinstance(sampler, SequentialSampler | Sequence):
+        return None
+    one, other = (sorted(_flat(batches)) for _ in range(2))
+    if one == other:
+        return one
+    raise CampaignError(
+        f"this loader's {type(sampler).__name__} draws other samples each time, so that"
+        " no sample keeps its number; pass the samples themselves, such as a Subset"
+    )
+
+
+def _flat(indices: Iterable[Any]) -> Iterable[Any]:
+    for index in indices:
+        if isinstance(index, list | tuple):
+            yield from index
+        else:
+            yield index
 
 
 def _joined(batches: list[Any]) -> Any:

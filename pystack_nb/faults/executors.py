@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import tempfile
 import threading
+import time
 import uuid
 import warnings
 
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pystack_nb import marks
 from pystack_nb.errors import CampaignError
 
 
@@ -88,7 +90,7 @@ def evaluate(
     if executor is None:
         engine = job.make() if own is None else own
         for batch in batches:
-            yield engine.evaluate(batch)
+            yield evaluated(engine, batch)
         return
     with _reachable(executor, _pickled(job)) as (pool, where):
         token = uuid.uuid4().hex
@@ -142,7 +144,22 @@ def work(token: str, where: str | bytes, batch: pd.DataFrame) -> pd.DataFrame:
         payload = Path(where).read_bytes() if isinstance(where, str) else where
         _local.engine = pickle.loads(payload).make()  # noqa: S301 - the campaign's own
         _local.token = token
-    results: pd.DataFrame = _local.engine.evaluate(batch)
+    return evaluated(_local.engine, batch)
+
+
+def evaluated(engine: Any, batch: pd.DataFrame) -> pd.DataFrame:
+    """Evaluate a batch, and tell recordings of this process of each fault in it.
+
+    A fault's event lasts as long as its batch: faults are evaluated together.
+    """
+    started = time.perf_counter_ns()
+    results: pd.DataFrame = engine.evaluate(batch)
+    if marks.recording():
+        took = time.perf_counter_ns() - started
+        told = batch[["fault", "layer", "call", "role", "sample", "element", "bit"]]
+        for args in told.assign(outcome=results["outcome"].to_numpy()).to_dict("records"):
+            name = f"{args['layer']}:{args['role']}"
+            marks.emit("fault", name, started, took, {str(k): v for k, v in args.items()})
     return results
 
 

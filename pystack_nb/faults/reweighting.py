@@ -40,7 +40,7 @@ class Reweighted:
         A row per layer and role: ``layer role faults rate low high bit_seconds share
         contribution risk``.  `share` is W_i, `rate` p_i with its interval, `contribution` W_i
         p_i and `risk` its part of the whole (NaN where no event was seen at all); with an upset
-        rate also ``events_per_inference``.
+        rate also ``events_per_inference``, an inference being one of the recorded forwards.
     total : Estimate
         The EWV with its interval.
     event : str
@@ -50,7 +50,8 @@ class Reweighted:
         the shares.
     events_per_inference : Estimate or None
         ``upset_rate sum(E_i p_i)`` with its interval, where the user gave a rate: the number by
-        which variants are compared.
+        which variants are compared.  It is for one of the recorded forwards with the batch that
+        this had; divide it by the batch's size for the events of a sample.
     """
 
     layers: pd.DataFrame
@@ -65,7 +66,9 @@ class Reweighted:
             lines.append(f"the campaign covers {self.covered:.1%} of the exposure")
         if self.events_per_inference is not None:
             x = self.events_per_inference
-            lines.append(f"{self.event} per inference: {x.rate:.3g} ({x.low:.3g} to {x.high:.3g})")
+            lines.append(
+                f"{self.event} per recorded forward: {x.rate:.3g} ({x.low:.3g} to {x.high:.3g})"
+            )
         return "\n".join([*lines, self.layers.to_string(index=False)])
 
 

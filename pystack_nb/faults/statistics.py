@@ -19,6 +19,7 @@ Sources
 from __future__ import annotations
 
 import math
+import numbers
 
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -66,9 +67,9 @@ def sample_size(
     """
     if not population >= 0:
         raise CampaignError(f"a population of {population} faults can't be; pass 0 or more")
-    if not 0 < error < 1:
+    if not _is_between(error):
         raise CampaignError(f"an error margin of {error} can't be; pass one between 0 and 1")
-    if not 0 < p < 1:
+    if not _is_between(p):
         raise CampaignError(f"an expected rate of {p} can't be; pass one between 0 and 1")
     endless = quantile(confidence) ** 2 * p * (1 - p) / error**2
     if math.isinf(population):
@@ -349,9 +350,13 @@ def _scale(share: Floats, low: Any, high: Any, target: float) -> float:
 
 def quantile(confidence: float) -> float:
     """Two-sided normal quantile of a confidence: 1.96 for 0.95."""
-    if not 0 < confidence < 1:
+    if not _is_between(confidence):
         raise CampaignError(f"a confidence of {confidence} can't be; pass one between 0 and 1")
     return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def _is_between(fraction: Any) -> bool:
+    return isinstance(fraction, numbers.Real) and 0 < float(fraction) < 1
 
 
 def _limits_of(rates: Floats, trials: ArrayLike, confidence: float) -> tuple[Floats, Floats]:

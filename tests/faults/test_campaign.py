@@ -19,7 +19,13 @@ import reference
 import torch
 
 from recorded import recorded
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from pystack_nb.errors import CampaignError
 from pystack_nb.faults import campaign as campaigns
@@ -101,6 +107,36 @@ def test_the_plan_is_printed_before_anything_runs(capsys, monkeypatch):
     run(campaign())
     assert f"{FAULTS} faults of 10,752" in printed[0]
     assert "about" in printed[0]
+
+
+def test_a_pilot_is_printed_before_it_runs(capsys, monkeypatch):
+    printed, own = [], Campaign._inject
+    monkeypatch.setattr(
+        Campaign,
+        "_inject",
+        lambda *args, **kw: (printed.append(capsys.readouterr().out), own(*args, **kw)),
+    )
+    run(campaign(allocation="neyman", faults=710))
+    pilot, whole = printed
+    assert "pilot" in pilot
+    assert "700 faults of 10,752" in pilot
+    assert "710 faults of 10,752" in whole
+
+
+def test_recordings_of_this_process_get_an_event_of_each_fault(expected, small_batches):
+    def by_threads():
+        with ThreadPoolExecutor(2) as pool:
+            run(campaign(faults=60), pool)
+
+    for function in (lambda: run(campaign(faults=60)), by_threads):
+        events = recorded(function).events
+        events = events[events["kind"] == "fault"]
+        told = pd.DataFrame(list(events["args"])).sort_values("fault", ignore_index=True)
+        columns = ["fault", "layer", "role", "element", "bit", "outcome"]
+        results = run(campaign(faults=60))
+        pd.testing.assert_frame_equal(told[columns], results[columns], check_dtype=False)
+        assert (events["name"] == [f"{x['layer']}:{x['role']}" for x in events["args"]]).all()
+        assert (events["dur_ns"] > 0).all()
 
 
 def test_a_bar_shows_the_progress(capsys):
@@ -354,6 +390,31 @@ def test_all_forms_of_data_are_the_same_samples():
         assert none is None
 
 
+def test_a_loader_that_shuffles_by_any_sampler_gives_its_samples_in_one_order():
+    inputs, labels = nets.samples()
+    dataset = TensorDataset(inputs, labels)
+    some = [5, 1, 6]
+    shuffled = SubsetRandomSampler(some)
+    batches = [(inputs[[i]], labels[[i]]) for i in range(len(inputs))]
+    for loader in (
+        DataLoader(dataset, sampler=shuffled, batch_size=2),
+        DataLoader(dataset, batch_sampler=BatchSampler(shuffled, 2, drop_last=False)),
+        DataLoader(batches, sampler=shuffled, batch_size=None),
+    ):
+        (found,), found_labels = tensors(loader)
+        assert torch.equal(found, inputs[sorted(some)])
+        assert torch.equal(found_labels, labels[sorted(some)])
+    (found,), _ = tensors(DataLoader(dataset, sampler=some, batch_size=2))
+    assert torch.equal(found, inputs[some])
+
+
+def test_a_loader_that_draws_other_samples_each_time_is_refused():
+    sampler = WeightedRandomSampler(torch.ones(8), 30)
+    loader = DataLoader(TensorDataset(*nets.samples()), sampler=sampler)
+    with pytest.raises(CampaignError, match="WeightedRandomSampler draws other samples"):
+        tensors(loader)
+
+
 @pytest.mark.parametrize(
     "data",
     [3, None, [], (torch.ones(3), torch.ones(2)), torch.ones(0, 3), [torch.ones(1), torch.ones(2)]],
@@ -376,6 +437,11 @@ def test_data_that_is_none_is_refused(data):
         ({"sites": pd.DataFrame({"layer": ["last"]})}, "no column 'call'"),
         ({"metric": Top1(where_right=True), "data": nets.samples()[0]}, "needs labels"),
         ({"metric": 3}, "3 is no metric"),
+        ({"net": abs}, "model is .*abs.*; pass a torch.nn.Module"),
+        ({"error_model": "bitflip"}, "error_model is str 'bitflip'; pass an error model"),
+        ({"error": "a"}, "error margin of a"),
+        ({"confidence": "a"}, "confidence of a"),
+        ({"allocation": "neyman"}, "faults=600 are fewer than the 700 of the pilot"),
     ],
 )
 def test_bad_input_is_refused_with_what_to_do(options, told):

@@ -203,11 +203,11 @@ def test_reweighting_gives_the_truth_within_its_interval():
 def test_nothing_absolute_is_said_without_an_upset_rate():
     found = Outcomes().reweight(exposure(conv=1.0, last=1.0))
     assert found.events_per_inference is None
-    assert "per inference" not in repr(found)
+    assert "per recorded forward" not in repr(found)
     assert "events_per_inference" not in found.layers
     given = Outcomes().reweight(exposure(conv=1.0, last=1.0), upset_rate=2e-12)
     assert given.events_per_inference.rate == pytest.approx(2 * 2e-12 * given.total.rate)
-    assert "SDC per inference" in repr(given)
+    assert "SDC per recorded forward" in repr(given)
 
 
 @pytest.mark.parametrize(
