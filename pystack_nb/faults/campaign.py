@@ -217,6 +217,8 @@ class Campaign(Analysis):
             "weight_samples": self.weight_samples,
             "golden": self._golden_hash(),
             "threads": torch.get_num_threads(),
+            # Attention's fused form rounds otherwise.
+            "mha_fastpath": torch.backends.mha.get_fastpath_enabled(),
             "versions": fingerprint.of_versions(),
         }
 
