@@ -31,6 +31,7 @@ from pystack_nb.faults.engine_golden import Golden
 from pystack_nb.faults.engine_program import Program, UntraceableError
 from pystack_nb.faults.layers import layers
 from pystack_nb.faults.metrics import Metric, Top1, as_metric, rows_of
+from pystack_nb.faults.state import untouched
 
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ class Engine:
     @cached_property
     def program(self) -> Program | None:
         """The model's forward; None if it is no fixed list of operations."""
-        with direct.state_kept(self.model):
+        with untouched(self.model, generators=False):
             try:
                 program = Program(self.model, self.data.rows(np.arange(min(3, len(self.data)))))
                 return program if self._agrees(program) else None

@@ -243,6 +243,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for leaf in pytree.tree_leaves(output):
             if isinstance(leaf, torch.Tensor):
                 self.number(leaf)
+            elif used and isinstance(leaf, bool):
+                raise UntraceableError(f"{func} tells the forward something about a tensor")
         step.out = self.refs(output)
         self._trace.steps.append(step)
         return output
@@ -302,10 +304,3 @@ def _refuse_chance(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 def _same(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
-
-
-def _part(key: Any) -> str:
-    for name in ("idx", "key", "name"):
-        if hasattr(key, name):
-            return str(getattr(key, name))
-    return str(key)

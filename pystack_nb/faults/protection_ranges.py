@@ -15,7 +15,7 @@ from pystack_nb.errors import FaultError
 from pystack_nb.faults import structures
 from pystack_nb.faults.data import tensors
 from pystack_nb.faults.protection_guards import Defence, Guard, check_action, floats
-from pystack_nb.faults.trace import untouched
+from pystack_nb.faults.state import untouched
 
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from pystack_nb.errors import FaultError, PystackError
 from pystack_nb.faults.layers import ROOT
 from pystack_nb.faults.layers import layers as every_layer
-from pystack_nb.faults.trace import untouched
+from pystack_nb.faults.state import untouched
 
 
 if TYPE_CHECKING:
