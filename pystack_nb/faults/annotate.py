@@ -186,7 +186,7 @@ class _Spans:
         """End the innermost span, whose forward has ended."""
         thread, now_ns, passing = self._thread, time.perf_counter_ns(), sys.exception()
         span = thread.stack.pop()
-        args = self._args_of(span, _device(span.layer.module, output))
+        args = self._args_of(span, _device_type(span.layer.module, output))
         if passing is not span.handled:
             args = {**args, "raised": type(passing).__name__ if passing else _INTERRUPTED}
         self._emit(span, now_ns, args)
@@ -199,7 +199,7 @@ class _Spans:
             span = thread.stack.pop()
             is_passing = passing is not None and passing is not span.handled
             raised = type(passing).__name__ if is_passing else _INTERRUPTED
-            args = {**self._args_of(span, _device(span.layer.module, None)), "raised": raised}
+            args = {**self._args_of(span, _device_type(span.layer.module, None)), "raised": raised}
             self._emit(span, now_ns if is_passing else thread.last_ns, args)
 
     def _emit(self, span: _Open, ended_ns: int, args: dict[str, Any]) -> None:
@@ -233,7 +233,7 @@ def _runs_itself(module: torch.nn.Module) -> bool:
     return count > 1
 
 
-def _device(module: torch.nn.Module, output: Any) -> str:
+def _device_type(module: torch.nn.Module, output: Any) -> str:
     if isinstance(output, torch.Tensor):
         return output.device.type
     tensors = structures.outputs(output)

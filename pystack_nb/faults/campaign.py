@@ -8,7 +8,6 @@ import operator
 import time
 
 from importlib import import_module
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 
 from pystack_nb.errors import CampaignError
 from pystack_nb.faults import engine_direct, executors, fingerprint, plan
-from pystack_nb.faults.data import tensors
+from pystack_nb.faults.data import device_of, tensors
 from pystack_nb.faults.metrics import Top1, as_metric
 from pystack_nb.faults.models import BitFlip, ErrorModel
 from pystack_nb.faults.plan import Design, Plan
@@ -110,7 +109,7 @@ class Campaign(Analysis):
         _check_is(error_model, ErrorModel | None, "error_model", "an error model, as BitFlip()")
         self.model = model
         self.inputs, self.labels = tensors(data)
-        self.inputs = [x.to(_device(model, x.device)) for x in self.inputs]
+        self.inputs = [x.to(device_of(model, x.device)) for x in self.inputs]
         self.error_model = BitFlip() if error_model is None else error_model
         self.metric = as_metric(Top1() if metric is None else metric)
         count = None if faults is None else _whole(faults, "faults", 1)
@@ -353,10 +352,6 @@ def make_engine(*, inputs: list[torch.Tensor], labels: torch.Tensor | None, **op
     """Make the engine of a campaign, here or in a worker."""
     engine = import_module(f"{__package__}.engine")
     return engine.Engine(data=engine.EngineData(inputs, labels), **options)
-
-
-def _device(model: torch.nn.Module, otherwise: torch.device) -> torch.device:
-    return next((x.device for x in chain(model.parameters(), model.buffers())), otherwise)
 
 
 def _batches(faults: pd.DataFrame, seconds: float) -> Iterator[pd.DataFrame]:

@@ -27,6 +27,7 @@ import torch
 
 from pystack_nb.errors import FaultError
 from pystack_nb.faults.annotate import KIND, example
+from pystack_nb.faults.data import device_of
 from pystack_nb.faults.identity import chosen
 from pystack_nb.faults.layers import ROOT, layers, listed
 from pystack_nb.faults.liveness import Liveness, liveness
@@ -124,7 +125,7 @@ def exposure(
     forwards = _Forwards(rec, model)
     if inputs is None:
         text = forwards.keep_commonest()
-        args, kwargs = example(text, _device(model))
+        args, kwargs = example(text, device_of(model, torch.device("cpu")))
     else:
         args, kwargs = _arguments(inputs)
     seen = liveness(model, args, kwargs, grad=forwards.grad)
@@ -326,12 +327,6 @@ def _shared_out(seen: Liveness, whole: Seconds) -> dict[CallOf, Seconds]:
             " model_of, such as 'busy'"
         )
     return {call: whole * (macs / total) for call, macs in seen.macs.items()}
-
-
-def _device(model: torch.nn.Module) -> torch.device:
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
 
 
 def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
