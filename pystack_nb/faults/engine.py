@@ -26,6 +26,7 @@ import torch
 
 from pystack_nb.errors import CampaignError, FaultError
 from pystack_nb.faults import engine_direct as direct
+from pystack_nb.faults.blame import is_memory_shortage
 from pystack_nb.faults.engine_evaluation import Evaluation
 from pystack_nb.faults.engine_golden import Golden
 from pystack_nb.faults.engine_program import Program, UntraceableError
@@ -49,6 +50,8 @@ _LARGEST_BATCH = 512
 _SAFETY = 32
 # What a few hundred operations make of one: more than that is another result.
 _ROUNDING = 2048
+# Values that are told by their text.
+_PLAIN = int | float | complex | str | bytes | torch.dtype | torch.device
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ class Engine:
         self.metric = as_metric(Top1() if metric is None else metric)
         self.weight_samples = weight_samples
         self._given_batch = batch_size
+        self._largest_batch = _LARGEST_BATCH if batch_size is None else batch_size
         self._state: list[Any] = []
         self._repeats = False
         self.layers = layers(model)
@@ -145,12 +149,11 @@ class Engine:
             If it names no sample.
         """
         state = _state(self.model)
-        if len(state) != len(self._state) or any(
-            a is not b and a != b for a, b in zip(state, self._state, strict=True)
-        ):
+        if _differ(state, self._state):
             self._state, self._repeats = state, False
             for name in ("program", "_tuned"):
                 self.__dict__.pop(name, None)
+            self._check()
         return Evaluation(self, faults).run()
 
     def golden(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -189,10 +192,14 @@ class Engine:
             except UntraceableError:
                 return None
 
-    @cached_property
+    @property
     def batch(self) -> int:
         """Rows that are computed together."""
-        return self._tuned[0]
+        return min(self._tuned[0], self._largest_batch)
+
+    def halve_batch(self) -> None:
+        """Compute fewer rows together from now on."""
+        self._largest_batch = max(1, self.batch // 2)
 
     @property
     def noise(self) -> float:
@@ -256,12 +263,22 @@ class Engine:
         with torch.inference_mode():
             constants = program.constants()
             while True:
-                outputs, taken = self._timed(program, constants, size)
+                try:
+                    outputs, taken = self._timed(program, constants, size)
+                except (RuntimeError, MemoryError) as error:
+                    if size == 1 or not is_memory_shortage(error):
+                        raise
+                    size //= 2
+                    self._largest_batch = size
+                    if quickest < float("inf"):
+                        break
+                    best = min(best, size)
+                    continue
                 if taken / size < 0.95 * quickest:
                     best, quickest = size, taken / size
                 elif size > 2 * best:
                     break
-                if self._given_batch or size >= _LARGEST_BATCH or taken > 1:
+                if self._given_batch or size >= self._largest_batch or taken > 1:
                     break
                 size *= 2
             few = np.arange(min(8, len(self.data), size))
@@ -280,26 +297,29 @@ class Engine:
             started = time.perf_counter()
             program.run(env, size, 0, program.length)
             outputs = program.outputs(env)
-            if outputs[0].is_cuda:
-                torch.cuda.synchronize()
+            if outputs[0].device.type != "cpu":
+                torch.accelerator.synchronize(outputs[0].device)
             taken = min(taken, time.perf_counter() - started)
         return outputs, taken
 
 
 def _state(model: torch.nn.Module) -> list[Any]:
-    """Give what a program is made of besides numbers, to be compared by what it is."""
-    tensors = [x.data_ptr() for x in (*model.parameters(), *model.buffers())]
-    # Others may have come: a defence's, or an instance's own forward.
-    added = [
-        x
-        for module in model.modules()
-        for x in (
-            *module._forward_pre_hooks.values(),  # noqa: SLF001
-            *module._forward_hooks.values(),  # noqa: SLF001
-            module.__dict__.get("forward"),
-        )
-    ]
-    return [*tensors, *added]
+    """Give what a program is made of besides numbers: texts, and objects that are it."""
+    found: list[Any] = [str(x.data_ptr()) for x in (*model.parameters(), *model.buffers())]
+    for module in model.modules():
+        # Hooks may have come, a defence's, too; an instance's own forward is an attribute.
+        found += module._forward_pre_hooks.values()  # noqa: SLF001
+        found += module._forward_hooks.values()  # noqa: SLF001
+        for name, value in module.__dict__.items():
+            found += [name, repr(value) if isinstance(value, _PLAIN) else value]
+    return found
+
+
+def _differ(one: list[Any], other: list[Any]) -> bool:
+    return len(one) != len(other) or any(
+        a is not b and not (type(a) is type(b) is str and a == b)
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def _comparable(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,6 +17,7 @@ import torch
 
 from pystack_nb.errors import FaultError
 from pystack_nb.faults import structures
+from pystack_nb.faults.blame import check_blame
 from pystack_nb.faults.engine_trace import hooked
 from pystack_nb.faults.state import untouched
 
@@ -111,20 +112,22 @@ def run_one(
         return changed
 
     patch: Any = nullcontext() if isinstance(target, tuple) else target.struck(results, trial)
-    leaves = None
+    leaves: list[torch.Tensor] = []
+    raised: Exception | None = None
     with _alone(model), hooked(model, strike), patch:
         try:
             output = model(*(x.clone() for x in inputs))
         except FaultError:
             raise
-        except Exception:  # noqa: BLE001 - whatever a fault raises is its outcome
-            output = None
+        except Exception as error:  # noqa: BLE001 - whatever a fault raises is its outcome
+            raised = error
         else:
             leaves = tensors_of(output)
     if failed:
         # A mistake in how the fault was named, and nothing that the fault did.
         raise failed[0]
-    if leaves is None:
+    if raised is not None:
+        check_blame(raised, inputs[0].device)
         return False
     if not reached:
         raise FaultError(

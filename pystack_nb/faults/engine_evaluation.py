@@ -10,6 +10,7 @@ import torch
 
 from pystack_nb.errors import CampaignError
 from pystack_nb.faults import engine_direct as direct
+from pystack_nb.faults.blame import MemoryShortageError
 from pystack_nb.faults.engine_golden import Golden
 from pystack_nb.faults.engine_neurons import NeuronSweep
 from pystack_nb.faults.engine_trace import Site
@@ -105,31 +106,38 @@ class Evaluation:
         self._direct(trials[slow[site]])
 
     def _in_batches(self, program: Program, trials: Ints, step: Ints) -> Ints:
-        engine, results = self._engine, self._trials
-        again = [trials[:0]]
-        follow = engine.metric.decides_by_rank
+        engine, again = self._engine, [trials[:0]]
         for samples, some in self._by_samples(trials, _SAMPLES_AT_ONCE):
-            batch = engine.batch
-            kept = max(batch, _OUTPUTS_KEPT // program.output_elements)
+            kept = max(engine.batch, _OUTPUTS_KEPT // program.output_elements)
             for at in range(0, len(some), kept):
-                part = some[at : at + kept]
-                outputs = Outputs()
-                sweep = NeuronSweep(
-                    program,
-                    self._constants,
-                    results,
-                    step,
-                    batch=batch,
-                    outputs=outputs,
-                    follow=follow,
-                )
-                golden = Golden(program, self._constants, engine.data.rows(samples))
-                rows = np.searchsorted(samples, results.sample[part])
-                left = sweep.run(golden, part, rows)
-                again += [self._settle(program, outputs, golden, samples)]
-                again += [left[~results.exact[left]]]
-                self.ways["batch"] += len(part)
+                again += self._batch(program, some[at : at + kept], step, samples)
         return np.unique(np.concatenate(again))
+
+    def _batch(self, program: Program, trials: Ints, step: Ints, samples: Ints) -> list[Ints]:
+        engine, results, outputs = self._engine, self._trials, Outputs()
+        sweep = NeuronSweep(
+            program,
+            self._constants,
+            results,
+            step,
+            batch=engine.batch,
+            outputs=outputs,
+            follow=engine.metric.decides_by_rank,
+        )
+        golden = Golden(program, self._constants, engine.data.rows(samples))
+        rows = np.searchsorted(samples, results.sample[trials])
+        try:
+            left = sweep.run(golden, trials, rows)
+        except MemoryShortageError:
+            if engine.batch == 1:
+                raise
+            engine.halve_batch()
+        else:
+            self.ways["batch"] += len(trials)
+            return [self._settle(program, outputs, golden, samples), left[~results.exact[left]]]
+        # Outside of the handler, whose exception holds all that filled the memory.
+        del sweep, golden, outputs
+        return self._batch(program, trials, step, samples)
 
     def _together(self, program: Program, targets: list[Any], faults: Ints) -> Ints:
         """Run each of some weight faults on all samples at once."""

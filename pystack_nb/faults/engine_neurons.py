@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from pystack_nb.faults import bits
+from pystack_nb.faults.blame import check_blame
 from pystack_nb.faults.engine_golden import take
 from pystack_nb.faults.engine_trials import largest
 from pystack_nb.faults.metrics import rows_of
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 # What operations raise on numbers that they can't take.  The fault that is to blame is found
 # by running each by itself.
-_RAISED = (RuntimeError, IndexError, ValueError, ArithmeticError)
+_RAISED = (RuntimeError, IndexError, ValueError, ArithmeticError, MemoryError)
 
 
 @dataclass
@@ -115,7 +116,8 @@ class NeuronSweep:
                 part = slice(at, min(at + self._batch, last))
                 try:
                     struck = self._strike(kept, joins[part], trials[part], rows[part], end)
-                except _RAISED:
+                except _RAISED as error:
+                    check_blame(error, self._program.device)
                     self._left.append(trials[part])
                     continue
                 left = self._drop(struck, golden, int(joins[at]), end)
@@ -133,7 +135,8 @@ class NeuronSweep:
             return None
         try:
             self._program.run(rows.env, len(rows), start, end)
-        except _RAISED:
+        except _RAISED as error:
+            check_blame(error, self._program.device)
             self._left.append(rows.trials)
             return None
         return rows
@@ -212,7 +215,8 @@ class NeuronSweep:
         mine = golden.branch(rows.env, torch.from_numpy(which))
         try:
             mine.advance(self._program.length)
-        except _RAISED:
+        except _RAISED as error:
+            check_blame(error, self._program.device)
             self._left.append(rows.trials[which])
             return
         leaves = self._program.outputs(mine.env)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from pystack_nb.faults import bits, values
+from pystack_nb.faults.blame import check_blame
 from pystack_nb.faults.layers import OwnSlot
 
 
@@ -126,6 +127,7 @@ class AloneSweep:
             self._program.run(env, batch, start, end)
         except Exception as error:
             # Whatever a fault makes an operation raise is its outcome.
+            check_blame(error, self._program.device)
             raise _RaisedError from error
 
     def _with_neuron(self, env: Env, trials: Ints, target: Target, position: int) -> None:

@@ -124,6 +124,7 @@ def _padding(
     ):
         return None
     tokens: torch.Tensor = mask.logical_not()
-    if encoder.mask_check and not torch._nested_tensor_from_mask_left_aligned(src, tokens):  # noqa: SLF001
+    checked = getattr(encoder, "mask_check", True)
+    if checked and not torch._nested_tensor_from_mask_left_aligned(src, tokens):  # noqa: SLF001
         return None
     return ~tokens

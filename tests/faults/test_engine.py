@@ -415,6 +415,38 @@ class TestAnEngine:
         found = engine.evaluate(faults)
         pd.testing.assert_frame_equal(found, expected, check_exact=True, check_dtype=False)
 
+    @pytest.mark.parametrize("name", ["factor", "scale", "pair"])
+    def test_sees_attributes_that_changed_between_calls(self, name):
+        class Scaled(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.linear = nn.Linear(6, 6)
+                self.factor, self.scale, self.pair = 1, torch.tensor(2.0), (3, 4)
+
+            def forward(self, x):
+                return self.linear(x) * self.factor * self.scale + self.pair[0]
+
+        net, inputs = Scaled().eval(), [torch.randn(4, 6)]
+        faults = flips(net, inputs, 60)
+        engine = Engine(net, EngineData(inputs), Exact())
+        engine.evaluate(faults)
+        program = engine.program
+        engine.evaluate(faults)
+        assert engine.program is program
+        setattr(net, name, {"factor": -1, "scale": torch.tensor(7.0), "pair": (5, 6)}[name])
+        expected = reference.evaluate(net, EngineData(inputs), faults, Exact())
+        found = engine.evaluate(faults)
+        pd.testing.assert_frame_equal(found, expected, check_exact=True, check_dtype=False)
+
+    def test_refuses_a_model_that_was_put_into_training_mode_between_calls(self):
+        net, inputs = lenet(), [torch.randn(4, 1, 8, 8)]
+        faults = flips(net, inputs, 10)
+        engine = Engine(net, EngineData(inputs))
+        engine.evaluate(faults)
+        net.train()
+        with pytest.raises(FaultError, match="training mode"):
+            engine.evaluate(faults)
+
     @pytest.mark.parametrize("make", [Remembers, lambda: Counts(2)], ids=["buffers", "attributes"])
     def test_puts_what_a_model_remembers_back_after_each_forward(self, make):
         net, inputs = make().eval(), [torch.randn(6, 6)]
