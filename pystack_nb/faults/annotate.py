@@ -53,8 +53,9 @@ def annotate(model: torch.nn.Module, *, synchronize: bool = False) -> Iterator[N
     one of the model it is, ``type``, ``device``, ``model``, which tells several models apart,
     and, where one has passed, ``raised``, the exception.  The outermost one also has
     ``inputs``, the shapes and types that it was given, and ``grad``, from which `exposure` can
-    run the model again.  Of a forward that ended unseen, as by Ctrl-C that was caught around
-    it, ``raised`` is ``interrupted``, and its spans end when a layer last began or ended.
+    run the model again, and ``synchronized``, whether the accelerator was waited for.  Of a
+    forward that ended unseen, as by Ctrl-C that was caught around it, ``raised`` is
+    ``interrupted``, and its spans end when a layer last began or ended.
 
     Several models, and parts of an annotated one, can be annotated at a time.  Annotating the
     same module once more changes nothing until the first one ends, nor does `synchronize`.
@@ -63,7 +64,8 @@ def annotate(model: torch.nn.Module, *, synchronize: bool = False) -> Iterator[N
     work and what Python does around it, which is the most of a small layer; the hooks' own
     time lies between the spans, in that of the layer around.  On an accelerator it is the
     *launching* of the layer's kernels, which run later; with `synchronize`, it is their run
-    time too, in a program that is slower since nothing overlaps.
+    time too, in a program that is slower since nothing overlaps.  `exposure` takes no launch
+    times for run times.
 
     Modules inside a compiled or scripted one run no hooks, and have no spans.
 
@@ -149,6 +151,7 @@ class _Spans:
                     "inputs": signature(args, kwargs),
                     "grad": torch.is_grad_enabled(),
                     "training": module.training,
+                    "synchronized": self._synchronize,
                 }
             call = thread.calls.get(layer.name, 0)
             thread.calls[layer.name] = call + 1

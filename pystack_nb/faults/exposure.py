@@ -102,7 +102,8 @@ def exposure(
     ------
     FaultError
         If the recording has no whole forward of this model, or of several alike, none of which
-        is this object; or there is no such `model_of`.
+        is this object; or there is no such `model_of`; or it is ``"busy"`` or ``"live"``, and
+        the model ran on an accelerator that was not waited for, so that spans are launch times.
 
     Notes
     -----
@@ -123,6 +124,8 @@ def exposure(
     if not isinstance(model, torch.nn.Module):
         raise FaultError(f"{type(model).__name__} is no torch.nn.Module: pass the model itself")
     forwards = _Forwards(rec, model)
+    if model_of in {"busy", "live"}:
+        forwards.refuse_launch_times(model_of)
     if inputs is None:
         text = forwards.keep_commonest()
         args, kwargs = example(text, device_of(model, torch.device("cpu")))
@@ -191,6 +194,16 @@ class _Forwards:
     def grad(self) -> bool:
         """Whether gradients were recorded in them."""
         return bool(self._roots["args"].iloc[0].get("grad", False))
+
+    def refuse_launch_times(self, model_of: Model) -> None:
+        """Refuse spans that ended before what they launched had run."""
+        devices = {str(x.get("device", "cpu")) for x in self._events["args"]} - {"cpu"}
+        if devices and not all(x.get("synchronized") for x in self._roots["args"]):
+            raise FaultError(
+                f"the model ran on {listed(sorted(devices))} and nobody waited for it, so that"
+                f" spans are times of launching, which {model_of!r} can't use: record again in"
+                " `with faults.annotate(model, synchronize=True):`, or choose 'uniform-bits'"
+            )
 
     def keep_commonest(self) -> str:
         """Leave out all but the forwards of the commonest shapes of inputs; return these."""
