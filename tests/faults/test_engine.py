@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 
@@ -14,6 +15,7 @@ from torch import nn
 from pystack_nb.errors import CampaignError, FaultError
 from pystack_nb.faults import engine_trace, sites
 from pystack_nb.faults.engine import Engine, EngineData
+from pystack_nb.faults.engine_weights import Weight
 from pystack_nb.faults.metrics import Exact, Tolerance, Top1, TopK
 
 
@@ -354,6 +356,62 @@ class TestOutcomesEqualThoseOfOneFaultPerForward:
             net[2].weight[1, 0] += 1e-9
         found = check(net, [torch.randn(20, 40)])
         assert len(set(found["outcome"])) > 1
+
+    @pytest.mark.parametrize("metric", [Top1(), Exact()], ids=repr)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize(
+        ("layer", "shape"),
+        [
+            (nn.Linear(8, 6), (8,)),
+            (nn.Linear(8, 6, bias=False), (3, 8)),
+            (nn.Conv1d(4, 6, 3, groups=2), (4, 9)),
+            (nn.Conv2d(2, 6, 3, padding="same"), (2, 5, 5)),
+            (nn.Conv2d(2, 6, 3, stride=2, padding=1, padding_mode="circular"), (2, 5, 5)),
+            (nn.Conv3d(2, 4, 2), (2, 3, 3, 3)),
+        ],
+        ids=["linear", "tokens", "groups", "same", "circular", "conv3d"],
+    )
+    def test_of_weights_in_several_channels_at_a_time(self, layer, shape, dtype, metric):
+        with torch.no_grad():
+            sizes = layer(torch.zeros(1, *shape)).numel()
+        last = nn.Linear(sizes, 4)
+        net = nn.Sequential(layer, nn.ReLU(), nn.Flatten(), last).to(dtype).eval()
+        inputs = [torch.randn(5, *shape).to(dtype)]
+        faults = flips(net, inputs, 200, kind="weight")
+        found = check(net, inputs, metric, faults=faults)
+        assert {"masked", "SDC"} <= {*found["outcome"]}
+        assert found.attrs["ways"]["batch"] > 100
+        net.float()
+
+    def test_of_weights_whose_output_is_used_beside_the_layer_that_gives_it(self):
+        class Beside(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.one, self.two = nn.Linear(6, 6), nn.Linear(6, 6)
+
+            def forward(self, x):
+                y = nn.functional.linear(x, self.one.weight)
+                return self.two(self.one(x)) + y + self.two(y)
+
+        check(Beside(), [torch.randn(5, 6)], Exact())
+
+    def test_of_channels_that_are_not_made_each_by_itself(self, monkeypatch):
+        # As with a kernel that rounds a channel by what the others are.
+        net, inputs = lenet(), [torch.randn(4, 1, 8, 8)]
+        struck = Weight.all_struck
+
+        @contextlib.contextmanager
+        def too_many(self, results, trials):
+            others = np.setdiff1d(np.arange(len(self.tensor)), trials)[:1]
+            kept = self.tensor.detach().clone()
+            with struck(self, results, trials), torch.no_grad():
+                self.tensor[others] += 1
+                yield
+            self.tensor.data.copy_(kept)
+
+        monkeypatch.setattr(Weight, "all_struck", too_many)
+        found = check(net, inputs, Exact(), faults=flips(net, inputs, 60, kind="weight"))
+        assert found.attrs["ways"]["alone"] > 30
 
 
 class TestAnEngine:
