@@ -10,13 +10,16 @@ traced once as a program (`engine_program`) that starts where a fault strikes:
 Rounding may depend on the size of a batch.  Golden numbers, and thus what a fault finds and
 leaves, are therefore computed sample by sample; an outcome that a rounding error might change
 is taken from a run of that fault alone, which is bit for bit what the model gives.  Where no
-program can be made, each fault has a forward of the model (`engine_direct`).
+program can be made, each fault has a forward of the model (`engine_direct`).  On a GPU cuDNN
+is held to deterministic algorithms, which it may choose otherwise for another batch, as the
+measured rounding errors then tell.
 """
 
 from __future__ import annotations
 
 import time
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -36,7 +39,7 @@ from pystack_nb.faults.state import untouched
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import pandas as pd
 
@@ -154,7 +157,8 @@ class Engine:
             for name in ("program", "_tuned"):
                 self.__dict__.pop(name, None)
             self._check()
-        return Evaluation(self, faults).run()
+        with repeatable(self.data.inputs[0].device):
+            return Evaluation(self, faults).run()
 
     def golden(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Run the model itself on one sample; the first time, see that it gives that again."""
@@ -301,6 +305,23 @@ class Engine:
                 torch.accelerator.synchronize(outputs[0].device)
             taken = min(taken, time.perf_counter() - started)
         return outputs, taken
+
+
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """Keep cuDNN from choosing its algorithms by chance or by what was quickest this time."""
+    if device.type != "cuda":
+        yield
+        return
+    flags, wanted = torch.backends.cudnn, {"benchmark": False, "deterministic": True}
+    before = {name: getattr(flags, name) for name in wanted}
+    try:
+        for name, value in wanted.items():
+            setattr(flags, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(flags, name, value)
 
 
 def _state(model: torch.nn.Module) -> list[Any]:
