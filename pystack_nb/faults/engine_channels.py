@@ -8,7 +8,7 @@ fault by itself gives.  From there on a weight fault is a neuron fault of a whol
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from pystack_nb.faults.engine_trials import far_from, largest
 
 
 if TYPE_CHECKING:
-    from pystack_nb.faults.engine_golden import Golden
     from pystack_nb.faults.engine_program import Env, Program
     from pystack_nb.faults.engine_trials import Ints
     from pystack_nb.faults.engine_weights import Target, Weight
@@ -87,6 +86,8 @@ def channels_of(program: Program, target: Target) -> Channels | None:
         or step.out.id in program.live[k + 2]
         or step.out.id not in program.batch_dim
         or not program.clean[k + 1]
+        # Golden tensors before and behind it are there at a time.
+        or any(program.join_before(k) < x <= k + 1 for x in program.boundaries)
     ):
         return None
     shape = weight.tensor.shape
@@ -100,44 +101,36 @@ def _is(one: torch.Tensor, other: torch.Tensor) -> bool:
 class ChannelSweep(NeuronSweep):
     """A pass with faults of weights, each of which is in one channel.
 
-    It is made as a `NeuronSweep`, with the step after each operation as ``step``.
+    It is made as a `NeuronSweep`, with the step after each operation as ``step``, and with
+    what the trials strike.
     """
 
-    def find_channels(self, golden: Golden, trials: Ints, rows: Ints, struck: Struck) -> Ints:
-        """Compute the channels of all trials.
-
-        Parameters
-        ----------
-        golden : Golden
-            Of the samples, at position 0, for this alone.
-        trials, rows : numpy.ndarray of int64, shape (n,)
-            The trials, and the row of each one's sample.
-        struck : Struck
-            All of whose trials' sites here have channels.
-
-        Returns
-        -------
-        numpy.ndarray of int64
-            Trials whose channel depends on the others', or could not be computed.
-        """
-        program, sites = self._program, struck.site[trials]
-        known = {int(i): x for i in np.unique(sites) if (x := struck.channels[i]) is not None}
-        starts = {i: program.join_before(x.step) for i, x in known.items()}
-        kept = golden.advance(program.length, set(starts.values()))
-        self._channel = np.zeros(len(self._trials.element), np.int64)
-        self._dim: dict[int, int] = {}
+    def __init__(self, *given: Any, struck: Struck, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self._struck = struck
+        count = len(self._trials.element)
+        # Of each trial: which channel, and which row of those that its step has made.
+        self._channel, self._where = np.zeros(count, np.int64), np.zeros(count, np.int64)
         self._made: dict[int, torch.Tensor] = {}
-        self._where = np.zeros(len(self._trials.element), np.int64)
+        self._dim: dict[int, int] = {}
+
+    def _stops(self, joins: Ints, trials: Ints) -> set[int]:
+        starts = {self._program.join_before(x.step) for x in self._among(trials).values()}
+        return super()._stops(joins, trials) | starts
+
+    def _prepare(self, kept: dict[int, Env], trials: Ints, rows: Ints) -> Ints:
+        """Compute the channels of some trials; those that can't be so are left."""
+        sites = self._struck.site[trials]
         parts: dict[int, list[tuple[Ints, torch.Tensor]]] = {}
-        left = [trials[:0]]
-        for i, place in known.items():
-            own = sites == i
+        self._made, left = {}, [trials[:0]]
+        for i, place in self._among(trials).items():
+            own, start = sites == i, self._program.join_before(place.step)
             self._dim[place.step + 1] = place.dim
             self._channel[trials[own]] = self._trials.element[trials[own]] // place.each
             made = parts.setdefault(place.step + 1, [])
             for row in np.unique(rows[own]):
                 some = trials[own & (rows == row)]
-                found, failed = self._of_sample(place, kept[starts[i]], starts[i], int(row), some)
+                found, failed = self._of_sample(place, kept[start], start, int(row), some)
                 made += found
                 left.append(failed)
         for step, made in parts.items():
@@ -145,7 +138,12 @@ class ChannelSweep(NeuronSweep):
                 done = np.concatenate([some for some, _ in made])
                 self._where[done] = np.arange(len(done))
                 self._made[step] = torch.cat([x for _, x in made])
-        return np.concatenate(left)
+        self._left += left
+        return np.flatnonzero(~np.isin(trials, np.concatenate(left)))
+
+    def _among(self, trials: Ints) -> dict[int, Channels]:
+        sites, known = np.unique(self._struck.site[trials]), self._struck.channels
+        return {int(i): place for i in sites if (place := known[i]) is not None}
 
     def _of_sample(
         self, place: Channels, kept: Env, start: int, row: int, trials: Ints

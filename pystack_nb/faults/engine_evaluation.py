@@ -139,25 +139,20 @@ class Evaluation:
         struck: Struck | None,
     ) -> list[Ints]:
         engine, results, outputs = self._engine, self._trials, Outputs()
-        sweep = (NeuronSweep if struck is None else ChannelSweep)(
-            program,
-            self._constants,
-            results,
-            step,
-            batch=engine.batch,
-            outputs=outputs,
-            follow=engine.metric.decides_by_rank,
-        )
+        given = (program, self._constants, results, step)
+        options: dict[str, Any] = {
+            "batch": engine.batch,
+            "outputs": outputs,
+            "follow": engine.metric.decides_by_rank,
+        }
+        if struck is None:
+            sweep = NeuronSweep(*given, **options)
+        else:
+            sweep = ChannelSweep(*given, struck=struck, **options)
         golden = Golden(program, self._constants, engine.data.rows(samples))
         rows = np.searchsorted(samples, results.sample[trials])
-        left = trials[:0]
         try:
-            if isinstance(sweep, ChannelSweep) and struck is not None:
-                first = Golden(program, self._constants, engine.data.rows(samples))
-                left = sweep.find_channels(first, trials, rows, struck)
-                own = ~np.isin(trials, left)
-                trials, rows = trials[own], rows[own]
-            left = np.concatenate([left, sweep.run(golden, trials, rows)])
+            left = sweep.run(golden, trials, rows)
         except MemoryShortageError:
             if engine.batch == 1:
                 raise
@@ -167,7 +162,6 @@ class Evaluation:
             return [self._settle(program, outputs, golden, samples), left[~results.exact[left]]]
         # Outside of the handler, whose exception holds all that filled the memory.
         del sweep, golden, outputs
-        trials = np.concatenate([trials, left])
         return self._batch(program, trials, step, samples, struck)
 
     def _together(self, program: Program, targets: list[Any], faults: Ints) -> Ints:

@@ -110,17 +110,19 @@ class NeuronSweep:
         carried: _Rows | None = None
         for start, end in pairwise(self._program.boundaries):
             first, last = np.searchsorted(joins, [start, end])
-            kept = golden.advance(end, set(joins[first:last].tolist()))
+            window = slice(first, last)
+            kept = golden.advance(end, self._stops(joins[window], trials[window]))
             carried = self._carry(carried, start, end)
-            for at in range(first, last, self._batch):
-                part = slice(at, min(at + self._batch, last))
+            ready = first + self._prepare(kept, trials[window], rows[window])
+            for at in range(0, len(ready), self._batch):
+                part = ready[at : at + self._batch]
                 try:
                     struck = self._strike(kept, joins[part], trials[part], rows[part], end)
                 except _RAISED as error:
                     check_blame(error, self._program.device)
                     self._left.append(trials[part])
                     continue
-                left = self._drop(struck, golden, int(joins[at]), end)
+                left = self._drop(struck, golden, int(joins[part[0]]), end)
                 del struck
                 if carried and left and len(carried) + len(left) > self._batch:
                     self._finish(carried, end)
@@ -129,6 +131,14 @@ class NeuronSweep:
         if carried is not None:
             self._finish(carried, self._program.length)
         return np.concatenate(self._left)
+
+    def _stops(self, joins: Ints, trials: Ints) -> set[int]:  # noqa: ARG002 - for others
+        """Give the positions whose golden tensors are needed for some trials."""
+        return set(joins.tolist())
+
+    def _prepare(self, kept: dict[int, Env], trials: Ints, rows: Ints) -> Ints:  # noqa: ARG002
+        """Make ready for some trials, and give the places of those that can be run."""
+        return np.arange(len(trials))
 
     def _carry(self, rows: _Rows | None, start: int, end: int) -> _Rows | None:
         if rows is None:
