@@ -22,6 +22,7 @@ from pystack_nb.faults.models import BitFlip, ErrorModel
 from pystack_nb.faults.plan import Design, Plan
 from pystack_nb.faults.results import Analysis
 from pystack_nb.faults.sites import sites as find_sites
+from pystack_nb.faults.state import repeatable
 from pystack_nb.faults.store import Store
 from pystack_nb.faults.strata import Stratum, stratify
 
@@ -216,6 +217,7 @@ class Campaign(Analysis):
             "weight_samples": self.weight_samples,
             "golden": self._golden_hash(),
             "threads": torch.get_num_threads(),
+            "device": fingerprint.of_device(self.inputs[0].device),
             # Attention's fused form rounds otherwise.
             "mha_fastpath": torch.backends.mha.get_fastpath_enabled(),
             "versions": fingerprint.of_versions(),
@@ -234,9 +236,11 @@ class Campaign(Analysis):
     def _golden_hash(self) -> str:
         """Hash the bits of some outputs: what they hang on besides weights shows in them."""
         samples = np.unique(np.linspace(0, len(self.inputs[0]) - 1, 3).astype(int)).tolist()
-        return fingerprint.of_values(
-            [engine_direct.forward(self.model, [x[[i]] for x in self.inputs]) for i in samples]
-        )
+        with repeatable(self.inputs[0].device):
+            outputs = [
+                engine_direct.forward(self.model, [x[[i]] for x in self.inputs]) for i in samples
+            ]
+        return fingerprint.of_values(outputs)
 
     def _chosen(self, chosen: str | pd.DataFrame | None) -> pd.DataFrame:
         if isinstance(chosen, pd.DataFrame):

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import time
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -35,11 +34,11 @@ from pystack_nb.faults.engine_golden import Golden
 from pystack_nb.faults.engine_program import Program, UntraceableError
 from pystack_nb.faults.layers import layers
 from pystack_nb.faults.metrics import Metric, Top1, as_metric, rows_of
-from pystack_nb.faults.state import untouched
+from pystack_nb.faults.state import repeatable, untouched
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     import pandas as pd
 
@@ -305,23 +304,6 @@ class Engine:
                 torch.accelerator.synchronize(outputs[0].device)
             taken = min(taken, time.perf_counter() - started)
         return outputs, taken
-
-
-@contextmanager
-def repeatable(device: torch.device) -> Iterator[None]:
-    """Keep cuDNN from choosing its algorithms by chance or by what was quickest this time."""
-    if device.type != "cuda":
-        yield
-        return
-    flags, wanted = torch.backends.cudnn, {"benchmark": False, "deterministic": True}
-    before = {name: getattr(flags, name) for name in wanted}
-    try:
-        for name, value in wanted.items():
-            setattr(flags, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(flags, name, value)
 
 
 def _state(model: torch.nn.Module) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What forwards change in a model and around it, put back."""
+"""What forwards change in a model and around it, put back, and what they hang on, held."""
 
 from __future__ import annotations
 
@@ -74,3 +74,20 @@ def _generators_kept() -> Iterator[None]:
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """Keep cuDNN from choosing its algorithms by chance or by what was quickest this time."""
+    if device.type != "cuda":
+        yield
+        return
+    flags, wanted = torch.backends.cudnn, {"benchmark": False, "deterministic": True}
+    before = {name: getattr(flags, name) for name in wanted}
+    try:
+        for name, value in wanted.items():
+            setattr(flags, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(flags, name, value)

@@ -12,8 +12,9 @@ from recorded import recorded
 
 from pystack_nb import faults
 from pystack_nb.errors import FaultError
-from pystack_nb.faults.engine import Engine, EngineData, repeatable
+from pystack_nb.faults.engine import Engine, EngineData
 from pystack_nb.faults.metrics import Exact, Top1
+from pystack_nb.faults.state import repeatable
 
 
 # Found out when tests are collected: without a GPU there is nothing to skip.
@@ -86,6 +87,7 @@ def test_a_campaign_takes_data_from_elsewhere(device):
     campaign = faults.Campaign(model, (inputs, labels), seed=0, faults=150, metric=faults.TopK(2))
     assert len(campaign.run(progress=False)) == 150
     assert campaign.inputs[0].device.type == device
+    assert campaign.fingerprint()["device"]["type"] == device
     assert unchanged(model, before)
 
 
