@@ -4,7 +4,10 @@ The slow way is a forward of the model for each fault, with one sample.  Here th
 traced once as a program (`engine_program`) that starts where a fault strikes:
 
 * neuron faults share a batch, one in each row (`engine_neurons`);
-* a weight is struck in place, and what comes before it is computed once (`engine_weights`);
+* weights of a linear layer or a convolution are struck many at a time, one for each channel of
+  the output, which then shares batches in the same way (`engine_channels`);
+* any other weight is struck in place, and what comes before it is computed once
+  (`engine_weights`);
 * a fault whose traces vanish is not followed any further.
 
 Rounding may depend on the size of a batch.  Golden numbers, and thus what a fault finds and
