@@ -53,8 +53,9 @@ def annotate(model: torch.nn.Module, *, synchronize: bool = False) -> Iterator[N
     one of the model it is, ``type``, ``device``, ``model``, which tells several models apart,
     and, where one has passed, ``raised``, the exception.  The outermost one also has
     ``inputs``, the shapes and types that it was given, and ``grad``, from which `exposure` can
-    run the model again.  Of a forward that ended unseen, as by Ctrl-C that was caught around
-    it, ``raised`` is ``interrupted``, and its spans end when a layer last began or ended.
+    run the model again, and ``synchronized``, whether the accelerator was waited for.  Of a
+    forward that ended unseen, as by Ctrl-C that was caught around it, ``raised`` is
+    ``interrupted``, and its spans end when a layer last began or ended.
 
     Several models, and parts of an annotated one, can be annotated at a time.  Annotating the
     same module once more changes nothing until the first one ends, nor does `synchronize`.
@@ -63,7 +64,8 @@ def annotate(model: torch.nn.Module, *, synchronize: bool = False) -> Iterator[N
     work and what Python does around it, which is the most of a small layer; the hooks' own
     time lies between the spans, in that of the layer around.  On an accelerator it is the
     *launching* of the layer's kernels, which run later; with `synchronize`, it is their run
-    time too, in a program that is slower since nothing overlaps.
+    time too, in a program that is slower since nothing overlaps.  `exposure` takes no launch
+    times for run times.
 
     Modules inside a compiled or scripted one run no hooks, and have no spans.
 
@@ -149,6 +151,7 @@ class _Spans:
                     "inputs": signature(args, kwargs),
                     "grad": torch.is_grad_enabled(),
                     "training": module.training,
+                    "synchronized": self._synchronize,
                 }
             call = thread.calls.get(layer.name, 0)
             thread.calls[layer.name] = call + 1
@@ -186,7 +189,7 @@ class _Spans:
         """End the innermost span, whose forward has ended."""
         thread, now_ns, passing = self._thread, time.perf_counter_ns(), sys.exception()
         span = thread.stack.pop()
-        args = self._args_of(span, _device(span.layer.module, output))
+        args = self._args_of(span, _device_type(span.layer.module, output))
         if passing is not span.handled:
             args = {**args, "raised": type(passing).__name__ if passing else _INTERRUPTED}
         self._emit(span, now_ns, args)
@@ -199,7 +202,7 @@ class _Spans:
             span = thread.stack.pop()
             is_passing = passing is not None and passing is not span.handled
             raised = type(passing).__name__ if is_passing else _INTERRUPTED
-            args = {**self._args_of(span, _device(span.layer.module, None)), "raised": raised}
+            args = {**self._args_of(span, _device_type(span.layer.module, None)), "raised": raised}
             self._emit(span, now_ns if is_passing else thread.last_ns, args)
 
     def _emit(self, span: _Open, ended_ns: int, args: dict[str, Any]) -> None:
@@ -233,7 +236,7 @@ def _runs_itself(module: torch.nn.Module) -> bool:
     return count > 1
 
 
-def _device(module: torch.nn.Module, output: Any) -> str:
+def _device_type(module: torch.nn.Module, output: Any) -> str:
     if isinstance(output, torch.Tensor):
         return output.device.type
     tensors = structures.outputs(output)

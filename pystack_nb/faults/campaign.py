@@ -8,7 +8,6 @@ import operator
 import time
 
 from importlib import import_module
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,12 +16,13 @@ import torch
 
 from pystack_nb.errors import CampaignError
 from pystack_nb.faults import engine_direct, executors, fingerprint, plan
-from pystack_nb.faults.data import tensors
+from pystack_nb.faults.data import device_of, tensors
 from pystack_nb.faults.metrics import Top1, as_metric
 from pystack_nb.faults.models import BitFlip, ErrorModel
 from pystack_nb.faults.plan import Design, Plan
 from pystack_nb.faults.results import Analysis
 from pystack_nb.faults.sites import sites as find_sites
+from pystack_nb.faults.state import repeatable
 from pystack_nb.faults.store import Store
 from pystack_nb.faults.strata import Stratum, stratify
 
@@ -110,7 +110,7 @@ class Campaign(Analysis):
         _check_is(error_model, ErrorModel | None, "error_model", "an error model, as BitFlip()")
         self.model = model
         self.inputs, self.labels = tensors(data)
-        self.inputs = [x.to(_device(model, x.device)) for x in self.inputs]
+        self.inputs = [x.to(device_of(model, x.device)) for x in self.inputs]
         self.error_model = BitFlip() if error_model is None else error_model
         self.metric = as_metric(Top1() if metric is None else metric)
         count = None if faults is None else _whole(faults, "faults", 1)
@@ -217,6 +217,7 @@ class Campaign(Analysis):
             "weight_samples": self.weight_samples,
             "golden": self._golden_hash(),
             "threads": torch.get_num_threads(),
+            "device": fingerprint.of_device(self.inputs[0].device),
             # Attention's fused form rounds otherwise.
             "mha_fastpath": torch.backends.mha.get_fastpath_enabled(),
             "versions": fingerprint.of_versions(),
@@ -235,9 +236,11 @@ class Campaign(Analysis):
     def _golden_hash(self) -> str:
         """Hash the bits of some outputs: what they hang on besides weights shows in them."""
         samples = np.unique(np.linspace(0, len(self.inputs[0]) - 1, 3).astype(int)).tolist()
-        return fingerprint.of_values(
-            [engine_direct.forward(self.model, [x[[i]] for x in self.inputs]) for i in samples]
-        )
+        with repeatable(self.inputs[0].device):
+            outputs = [
+                engine_direct.forward(self.model, [x[[i]] for x in self.inputs]) for i in samples
+            ]
+        return fingerprint.of_values(outputs)
 
     def _chosen(self, chosen: str | pd.DataFrame | None) -> pd.DataFrame:
         if isinstance(chosen, pd.DataFrame):
@@ -353,10 +356,6 @@ def make_engine(*, inputs: list[torch.Tensor], labels: torch.Tensor | None, **op
     """Make the engine of a campaign, here or in a worker."""
     engine = import_module(f"{__package__}.engine")
     return engine.Engine(data=engine.EngineData(inputs, labels), **options)
-
-
-def _device(model: torch.nn.Module, otherwise: torch.device) -> torch.device:
-    return next((x.device for x in chain(model.parameters(), model.buffers())), otherwise)
 
 
 def _batches(faults: pd.DataFrame, seconds: float) -> Iterator[pd.DataFrame]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -66,6 +67,11 @@ def tensors(data: Any) -> tuple[list[torch.Tensor], torch.Tensor | None]:
             f"inputs and labels have {sorted(counts)} samples; {_FORMS}, equally many of each"
         )
     return inputs, labels
+
+
+def device_of(model: torch.nn.Module, otherwise: torch.device) -> torch.device:
+    """Give the device of a model's first parameter or buffer; another one if it has none."""
+    return next((x.device for x in chain(model.parameters(), model.buffers())), otherwise)
 
 
 def _is_list(data: Any) -> bool:

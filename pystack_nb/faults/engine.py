@@ -4,13 +4,18 @@ The slow way is a forward of the model for each fault, with one sample.  Here th
 traced once as a program (`engine_program`) that starts where a fault strikes:
 
 * neuron faults share a batch, one in each row (`engine_neurons`);
-* a weight is struck in place, and what comes before it is computed once (`engine_weights`);
+* weights of a linear layer or a convolution are struck many at a time, one for each channel of
+  the output, which then shares batches in the same way (`engine_channels`);
+* any other weight is struck in place, and what comes before it is computed once
+  (`engine_weights`);
 * a fault whose traces vanish is not followed any further.
 
 Rounding may depend on the size of a batch.  Golden numbers, and thus what a fault finds and
 leaves, are therefore computed sample by sample; an outcome that a rounding error might change
 is taken from a run of that fault alone, which is bit for bit what the model gives.  Where no
-program can be made, each fault has a forward of the model (`engine_direct`).
+program can be made, each fault has a forward of the model (`engine_direct`).  On a GPU cuDNN
+is held to deterministic algorithms, which it may choose otherwise for another batch, as the
+measured rounding errors then tell.
 """
 
 from __future__ import annotations
@@ -26,11 +31,13 @@ import torch
 
 from pystack_nb.errors import CampaignError, FaultError
 from pystack_nb.faults import engine_direct as direct
+from pystack_nb.faults.blame import is_memory_shortage
 from pystack_nb.faults.engine_evaluation import Evaluation
 from pystack_nb.faults.engine_golden import Golden
 from pystack_nb.faults.engine_program import Program, UntraceableError
 from pystack_nb.faults.layers import layers
 from pystack_nb.faults.metrics import Metric, Top1, as_metric, rows_of
+from pystack_nb.faults.state import repeatable, untouched
 
 
 if TYPE_CHECKING:
@@ -48,6 +55,8 @@ _LARGEST_BATCH = 512
 _SAFETY = 32
 # What a few hundred operations make of one: more than that is another result.
 _ROUNDING = 2048
+# Values that are told by their text.
+_PLAIN = int | float | complex | str | bytes | torch.dtype | torch.device
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,7 @@ class Engine:
         self.metric = as_metric(Top1() if metric is None else metric)
         self.weight_samples = weight_samples
         self._given_batch = batch_size
+        self._largest_batch = _LARGEST_BATCH if batch_size is None else batch_size
         self._state: list[Any] = []
         self._repeats = False
         self.layers = layers(model)
@@ -144,13 +154,13 @@ class Engine:
             If it names no sample.
         """
         state = _state(self.model)
-        if len(state) != len(self._state) or any(
-            a is not b and a != b for a, b in zip(state, self._state, strict=True)
-        ):
+        if _differ(state, self._state):
             self._state, self._repeats = state, False
             for name in ("program", "_tuned"):
                 self.__dict__.pop(name, None)
-        return Evaluation(self, faults).run()
+            self._check()
+        with repeatable(self.data.inputs[0].device):
+            return Evaluation(self, faults).run()
 
     def golden(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Run the model itself on one sample; the first time, see that it gives that again."""
@@ -181,17 +191,21 @@ class Engine:
     @cached_property
     def program(self) -> Program | None:
         """The model's forward; None if it is no fixed list of operations."""
-        with direct.state_kept(self.model):
+        with untouched(self.model, generators=False):
             try:
                 program = Program(self.model, self.data.rows(np.arange(min(3, len(self.data)))))
                 return program if self._agrees(program) else None
             except UntraceableError:
                 return None
 
-    @cached_property
+    @property
     def batch(self) -> int:
         """Rows that are computed together."""
-        return self._tuned[0]
+        return min(self._tuned[0], self._largest_batch)
+
+    def halve_batch(self) -> None:
+        """Compute fewer rows together from now on."""
+        self._largest_batch = max(1, self.batch // 2)
 
     @property
     def noise(self) -> float:
@@ -255,12 +269,22 @@ class Engine:
         with torch.inference_mode():
             constants = program.constants()
             while True:
-                outputs, taken = self._timed(program, constants, size)
+                try:
+                    outputs, taken = self._timed(program, constants, size)
+                except (RuntimeError, MemoryError) as error:
+                    if size == 1 or not is_memory_shortage(error):
+                        raise
+                    size //= 2
+                    self._largest_batch = size
+                    if quickest < float("inf"):
+                        break
+                    best = min(best, size)
+                    continue
                 if taken / size < 0.95 * quickest:
                     best, quickest = size, taken / size
                 elif size > 2 * best:
                     break
-                if self._given_batch or size >= _LARGEST_BATCH or taken > 1:
+                if self._given_batch or size >= self._largest_batch or taken > 1:
                     break
                 size *= 2
             few = np.arange(min(8, len(self.data), size))
@@ -279,26 +303,29 @@ class Engine:
             started = time.perf_counter()
             program.run(env, size, 0, program.length)
             outputs = program.outputs(env)
-            if outputs[0].is_cuda:
-                torch.cuda.synchronize()
+            if outputs[0].device.type != "cpu":
+                torch.accelerator.synchronize(outputs[0].device)
             taken = min(taken, time.perf_counter() - started)
         return outputs, taken
 
 
 def _state(model: torch.nn.Module) -> list[Any]:
-    """Give what a program is made of besides numbers, to be compared by what it is."""
-    tensors = [x.data_ptr() for x in (*model.parameters(), *model.buffers())]
-    # Others may have come: a defence's, or an instance's own forward.
-    added = [
-        x
-        for module in model.modules()
-        for x in (
-            *module._forward_pre_hooks.values(),  # noqa: SLF001
-            *module._forward_hooks.values(),  # noqa: SLF001
-            module.__dict__.get("forward"),
-        )
-    ]
-    return [*tensors, *added]
+    """Give what a program is made of besides numbers: texts, and objects that are it."""
+    found: list[Any] = [str(x.data_ptr()) for x in (*model.parameters(), *model.buffers())]
+    for module in model.modules():
+        # Hooks may have come, a defence's, too; an instance's own forward is an attribute.
+        found += module._forward_pre_hooks.values()  # noqa: SLF001
+        found += module._forward_hooks.values()  # noqa: SLF001
+        for name, value in module.__dict__.items():
+            found += [name, repr(value) if isinstance(value, _PLAIN) else value]
+    return found
+
+
+def _differ(one: list[Any], other: list[Any]) -> bool:
+    return len(one) != len(other) or any(
+        a is not b and not (type(a) is type(b) is str and a == b)
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def _comparable(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,8 +16,10 @@ import numpy as np
 import torch
 
 from pystack_nb.errors import FaultError
-from pystack_nb.faults import bits, structures
+from pystack_nb.faults import structures
+from pystack_nb.faults.blame import check_blame
 from pystack_nb.faults.engine_trace import hooked
+from pystack_nb.faults.state import untouched
 
 
 if TYPE_CHECKING:
@@ -26,30 +28,6 @@ if TYPE_CHECKING:
     from pystack_nb.faults.engine_trace import Site
     from pystack_nb.faults.engine_trials import Ints, Outputs, Trials
     from pystack_nb.faults.engine_weights import Weight
-
-
-@contextmanager
-def state_kept(model: torch.nn.Module) -> Iterator[None]:
-    """Put a model's buffers and its modules' attributes back, whatever forwards made of them.
-
-    What an attribute's object keeps in itself, such as a list's elements, is not put back.
-    """
-    held = [
-        (own, dict(own))
-        for module in model.modules()
-        for own in (module.__dict__, module.__dict__.get("_buffers", {}))
-    ]
-    saved = [(x, x.detach().clone()) for x in model.buffers() if not bits.overlaps(x)]
-    try:
-        yield
-    finally:
-        with torch.inference_mode():
-            for tensor, before in saved:
-                tensor.data.copy_(before)
-        for own, at_first in held:
-            if len(own) != len(at_first) or any(own.get(k) is not x for k, x in at_first.items()):
-                own.clear()
-                own.update(at_first)
 
 
 def check_chance(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> None:
@@ -76,9 +54,16 @@ def _generators() -> tuple[Any, ...]:
     )
 
 
+@contextmanager
+def _alone(model: torch.nn.Module) -> Iterator[None]:
+    # Generators are left alone: `check_chance` has seen that nothing is drawn.
+    with torch.no_grad(), untouched(model, generators=False):
+        yield
+
+
 def forward(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Run the golden forward of one sample; give the tensors of the output."""
-    with torch.no_grad(), state_kept(model), hooked(model, lambda _, tensor: tensor):
+    with _alone(model), hooked(model, lambda _, tensor: tensor):
         return tensors_of(model(*(x.clone() for x in inputs)))
 
 
@@ -127,20 +112,22 @@ def run_one(
         return changed
 
     patch: Any = nullcontext() if isinstance(target, tuple) else target.struck(results, trial)
-    leaves = None
-    with torch.no_grad(), state_kept(model), hooked(model, strike), patch:
+    leaves: list[torch.Tensor] = []
+    raised: Exception | None = None
+    with _alone(model), hooked(model, strike), patch:
         try:
             output = model(*(x.clone() for x in inputs))
         except FaultError:
             raise
-        except Exception:  # noqa: BLE001 - whatever a fault raises is its outcome
-            output = None
+        except Exception as error:  # noqa: BLE001 - whatever a fault raises is its outcome
+            raised = error
         else:
             leaves = tensors_of(output)
     if failed:
         # A mistake in how the fault was named, and nothing that the fault did.
         raise failed[0]
-    if leaves is None:
+    if raised is not None:
+        check_blame(raised, inputs[0].device)
         return False
     if not reached:
         raise FaultError(

@@ -10,6 +10,8 @@ import torch
 
 from pystack_nb.errors import CampaignError
 from pystack_nb.faults import engine_direct as direct
+from pystack_nb.faults.blame import MemoryShortageError
+from pystack_nb.faults.engine_channels import ChannelSweep, Struck, channels_of
 from pystack_nb.faults.engine_golden import Golden
 from pystack_nb.faults.engine_neurons import NeuronSweep
 from pystack_nb.faults.engine_trace import Site
@@ -85,6 +87,7 @@ class Evaluation:
         targets = [self._target(program, target) for target in self._targets]
         step = np.array([-1 if t is None else t.first for t in targets], np.int64)
         site = self._site[self._fault]
+        shared = self._shared[self._fault]
         neuron = np.array([t is not None and t.weight is None for t in targets], bool)
         batched = np.array(
             [
@@ -95,41 +98,71 @@ class Evaluation:
         )
         slow = np.array([t is None for t in targets], bool)
         again = [self._in_batches(program, trials[batched[site]], step[site])]
+        channels = [None if t is None else channels_of(program, t) for t in targets]
+        by_channel = np.array([x is not None for x in channels], bool)
+        behind = np.array([-1 if x is None else x.step + 1 for x in channels], np.int64)
+        wanted = trials[by_channel[site] & ~shared & ~self._trials.unchanged]
+        struck = Struck(channels, site)
+        again.append(self._in_batches(program, wanted, behind[site], struck))
+        batched_weight = np.zeros(len(trials), bool)
+        batched_weight[wanted] = True
         alone = ~batched & ~slow
-        shared = self._shared[self._fault]
-        again.append(trials[alone[site] & ~shared])
+        again.append(trials[alone[site] & ~shared & ~batched_weight])
         again.append(
             self._together(program, targets, np.flatnonzero(alone[self._site] & self._shared))
         )
         self._alone(program, targets, np.concatenate(again))
         self._direct(trials[slow[site]])
 
-    def _in_batches(self, program: Program, trials: Ints, step: Ints) -> Ints:
-        engine, results = self._engine, self._trials
-        again = [trials[:0]]
-        follow = engine.metric.decides_by_rank
+    def _in_batches(
+        self,
+        program: Program,
+        trials: Ints,
+        step: Ints,
+        struck: Struck | None = None,
+    ) -> Ints:
+        engine, again = self._engine, [trials[:0]]
         for samples, some in self._by_samples(trials, _SAMPLES_AT_ONCE):
-            batch = engine.batch
-            kept = max(batch, _OUTPUTS_KEPT // program.output_elements)
+            each = program.output_elements if struck is None else struck.elements(program)
+            kept = max(engine.batch, _OUTPUTS_KEPT // each)
             for at in range(0, len(some), kept):
                 part = some[at : at + kept]
-                outputs = Outputs()
-                sweep = NeuronSweep(
-                    program,
-                    self._constants,
-                    results,
-                    step,
-                    batch=batch,
-                    outputs=outputs,
-                    follow=follow,
-                )
-                golden = Golden(program, self._constants, engine.data.rows(samples))
-                rows = np.searchsorted(samples, results.sample[part])
-                left = sweep.run(golden, part, rows)
-                again += [self._settle(program, outputs, golden, samples)]
-                again += [left[~results.exact[left]]]
-                self.ways["batch"] += len(part)
+                again += self._batch(program, part, step, samples, struck)
         return np.unique(np.concatenate(again))
+
+    def _batch(
+        self,
+        program: Program,
+        trials: Ints,
+        step: Ints,
+        samples: Ints,
+        struck: Struck | None,
+    ) -> list[Ints]:
+        engine, results, outputs = self._engine, self._trials, Outputs()
+        given = (program, self._constants, results, step)
+        options: dict[str, Any] = {
+            "batch": engine.batch,
+            "outputs": outputs,
+            "follow": engine.metric.decides_by_rank,
+        }
+        if struck is None:
+            sweep = NeuronSweep(*given, **options)
+        else:
+            sweep = ChannelSweep(*given, struck=struck, **options)
+        golden = Golden(program, self._constants, engine.data.rows(samples))
+        rows = np.searchsorted(samples, results.sample[trials])
+        try:
+            left = sweep.run(golden, trials, rows)
+        except MemoryShortageError:
+            if engine.batch == 1:
+                raise
+            engine.halve_batch()
+        else:
+            self.ways["batch"] += len(trials)
+            return [self._settle(program, outputs, golden, samples), left[~results.exact[left]]]
+        # Outside of the handler, whose exception holds all that filled the memory.
+        del sweep, golden, outputs
+        return self._batch(program, trials, step, samples, struck)
 
     def _together(self, program: Program, targets: list[Any], faults: Ints) -> Ints:
         """Run each of some weight faults on all samples at once."""

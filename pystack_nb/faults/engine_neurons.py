@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from pystack_nb.faults import bits
+from pystack_nb.faults.blame import check_blame
 from pystack_nb.faults.engine_golden import take
 from pystack_nb.faults.engine_trials import largest
 from pystack_nb.faults.metrics import rows_of
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 # What operations raise on numbers that they can't take.  The fault that is to blame is found
 # by running each by itself.
-_RAISED = (RuntimeError, IndexError, ValueError, ArithmeticError)
+_RAISED = (RuntimeError, IndexError, ValueError, ArithmeticError, MemoryError)
 
 
 @dataclass
@@ -109,16 +110,19 @@ class NeuronSweep:
         carried: _Rows | None = None
         for start, end in pairwise(self._program.boundaries):
             first, last = np.searchsorted(joins, [start, end])
-            kept = golden.advance(end, set(joins[first:last].tolist()))
+            window = slice(first, last)
+            kept = golden.advance(end, self._stops(joins[window], trials[window]))
             carried = self._carry(carried, start, end)
-            for at in range(first, last, self._batch):
-                part = slice(at, min(at + self._batch, last))
+            ready = first + self._prepare(kept, trials[window], rows[window])
+            for at in range(0, len(ready), self._batch):
+                part = ready[at : at + self._batch]
                 try:
                     struck = self._strike(kept, joins[part], trials[part], rows[part], end)
-                except _RAISED:
+                except _RAISED as error:
+                    check_blame(error, self._program.device)
                     self._left.append(trials[part])
                     continue
-                left = self._drop(struck, golden, int(joins[at]), end)
+                left = self._drop(struck, golden, int(joins[part[0]]), end)
                 del struck
                 if carried and left and len(carried) + len(left) > self._batch:
                     self._finish(carried, end)
@@ -128,12 +132,21 @@ class NeuronSweep:
             self._finish(carried, self._program.length)
         return np.concatenate(self._left)
 
+    def _stops(self, joins: Ints, trials: Ints) -> set[int]:  # noqa: ARG002 - for others
+        """Give the positions whose golden tensors are needed for some trials."""
+        return set(joins.tolist())
+
+    def _prepare(self, kept: dict[int, Env], trials: Ints, rows: Ints) -> Ints:  # noqa: ARG002
+        """Make ready for some trials, and give the places of those that can be run."""
+        return np.arange(len(trials))
+
     def _carry(self, rows: _Rows | None, start: int, end: int) -> _Rows | None:
         if rows is None:
             return None
         try:
             self._program.run(rows.env, len(rows), start, end)
-        except _RAISED:
+        except _RAISED as error:
+            check_blame(error, self._program.device)
             self._left.append(rows.trials)
             return None
         return rows
@@ -212,7 +225,8 @@ class NeuronSweep:
         mine = golden.branch(rows.env, torch.from_numpy(which))
         try:
             mine.advance(self._program.length)
-        except _RAISED:
+        except _RAISED as error:
+            check_blame(error, self._program.device)
             self._left.append(rows.trials[which])
             return
         leaves = self._program.outputs(mine.env)

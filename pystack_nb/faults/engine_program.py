@@ -114,6 +114,8 @@ class Program:
         The step at which a hook would see a tensor.
     output : list of int
         The tensors that the model returns.
+    device : torch.device
+        Where the inputs are.
 
     Raises
     ------
@@ -134,6 +136,7 @@ class Program:
             for t in two.tensors
         ]
         self.inputs = two.inputs
+        self.device = inputs[0].device
         self.output = two.output
         self._find_rows(merged)
         self.length = len(self.steps)

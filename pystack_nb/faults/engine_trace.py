@@ -8,10 +8,9 @@ uses the alias is what would see a corrupted copy, whatever else holds the origi
 
 from __future__ import annotations
 
-import threading
-
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -28,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 
+# Ways of numbers out of a tensor that pass by the dispatcher.  A mode for functions would see
+# them, too, but attention computes otherwise under one.
 _WAYS_OUT = ("numpy", "tolist", "__array__", "__dlpack__")
-# The class of all tensors is watched, which one thread at a time can do and undo.
-_watching = threading.RLock()
 
 
 class UntraceableError(Exception):
@@ -115,10 +114,12 @@ def trace(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Trace:
     recorder = _Recorder(found)
     # Aliases, so that an input that is also a parameter or a buffer is not taken for it.
     given = [tensor.view_as(tensor) for tensor in inputs]
-    found.inputs = [recorder.number(tensor) for tensor in given]
-    refused = _numbers_are_refused(recorder)
-    with torch.inference_mode(), hooked(model, recorder.mark), refused, recorder:
-        output = model(*given)
+    try:
+        found.inputs = [recorder.number(tensor) for tensor in given]
+        with torch.inference_mode(), hooked(model, recorder.mark), recorder:
+            output = model(*given)
+    finally:
+        recorder.let_go()
     for path in structures.outputs(output).values():
         tensor = structures.get(output, path)
         if not recorder.knows(tensor) or tensor.is_quantized:
@@ -198,7 +199,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if known is None:
             known = self._id_of[id(tensor)] = len(self._trace.tensors)
             self._trace.tensors.append(tensor)
+            for name in _WAYS_OUT:
+                setattr(tensor, name, partial(_refuse_numbers, name))
         return known
+
+    def let_go(self) -> None:
+        """Let numbers out of the traced tensors again."""
+        for tensor in self._trace.tensors:
+            for name in _WAYS_OUT:
+                tensor.__dict__.pop(name, None)
 
     def knows(self, tensor: torch.Tensor) -> bool:
         return id(tensor) in self._id_of
@@ -243,44 +252,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for leaf in pytree.tree_leaves(output):
             if isinstance(leaf, torch.Tensor):
                 self.number(leaf)
+            elif used and isinstance(leaf, bool):
+                raise UntraceableError(f"{func} tells the forward something about a tensor")
         step.out = self.refs(output)
         self._trace.steps.append(step)
         return output
 
 
-@contextmanager
-def _numbers_are_refused(recorder: _Recorder) -> Iterator[None]:
-    """Watch the ways out of traced tensors that pass by the dispatcher.
-
-    A mode for functions would see them, too, but attention computes otherwise under one.
-    """
-    with _watching:
-        yield from _watched(recorder)
-
-
-def _watched(recorder: _Recorder) -> Iterator[None]:
-    # Inherited from the C class, so that what is set here is taken away again.
-    names = [name for name in _WAYS_OUT if name not in torch.Tensor.__dict__]
-    own = {name: getattr(torch.Tensor, name) for name in _WAYS_OUT}
-
-    def refusing(name: str) -> Callable[..., Any]:
-        def method(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            if recorder.knows(tensor):
-                raise UntraceableError(f"the forward takes numbers out of a tensor by {name}")
-            return own[name](tensor, *args, **kwargs)
-
-        return method
-
-    for name in _WAYS_OUT:
-        setattr(torch.Tensor, name, refusing(name))
-    try:
-        yield
-    finally:
-        for name in _WAYS_OUT:
-            if name in names:
-                delattr(torch.Tensor, name)
-            else:
-                setattr(torch.Tensor, name, own[name])
+def _refuse_numbers(name: str, *_: Any, **__: Any) -> Any:
+    raise UntraceableError(f"the forward takes numbers out of a tensor by {name}")
 
 
 def _refuse_chance(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -302,10 +282,3 @@ def _refuse_chance(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 def _same(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
-
-
-def _part(key: Any) -> str:
-    for name in ("idx", "key", "name"):
-        if hasattr(key, name):
-            return str(getattr(key, name))
-    return str(key)

@@ -144,6 +144,12 @@ class Trials:
         return tuple(torch.from_numpy(np.ascontiguousarray(a)).to(tensor.device) for a in axes)
 
 
+def far_from(rows: torch.Tensor, usual: float) -> NDArray[np.bool_]:
+    """Tell which rows have a number that is far larger than is usual, or is none."""
+    found: NDArray[np.bool_] = (~(rows_of(rows).abs() <= _FAR * usual)).any(1).cpu().numpy()
+    return found
+
+
 def largest(tensor: torch.Tensor) -> float:
     """Give the largest finite absolute number in a tensor."""
     if not tensor.is_floating_point():

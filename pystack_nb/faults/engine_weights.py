@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from pystack_nb.faults import bits, values
+from pystack_nb.faults.blame import check_blame
 from pystack_nb.faults.layers import OwnSlot
 
 
@@ -126,6 +127,7 @@ class AloneSweep:
             self._program.run(env, batch, start, end)
         except Exception as error:
             # Whatever a fault makes an operation raise is its outcome.
+            check_blame(error, self._program.device)
             raise _RaisedError from error
 
     def _with_neuron(self, env: Env, trials: Ints, target: Target, position: int) -> None:
@@ -213,6 +215,24 @@ class Weight:
             yield
         finally:
             self._put(where, results.bits_before[trial])
+
+    @contextmanager
+    def all_struck(self, results: Trials, trials: Ints) -> Iterator[None]:
+        """Strike elements, no two of them the same, and put their bits back at the end."""
+        where = np.unravel_index(results.element[trials], self._shape)
+        self._put_all(where, results.bits_after[trials])
+        try:
+            yield
+        finally:
+            self._put_all(where, results.bits_before[trials])
+
+    def _put_all(self, where: tuple[Ints, ...], stored: Ints) -> None:
+        if isinstance(self._view, np.ndarray):
+            self._view[where] = stored
+            return
+        device = self._view.device
+        at = tuple(torch.from_numpy(x).to(device) for x in where)
+        self._view[at] = torch.from_numpy(stored).to(device, self._view.dtype)
 
     def _put(self, where: tuple[Any, ...], stored: np.int64) -> None:
         self._view[where] = stored if isinstance(self._view, np.ndarray) else int(stored)

@@ -27,6 +27,7 @@ import torch
 
 from pystack_nb.errors import FaultError
 from pystack_nb.faults.annotate import KIND, example
+from pystack_nb.faults.data import device_of
 from pystack_nb.faults.identity import chosen
 from pystack_nb.faults.layers import ROOT, layers, listed
 from pystack_nb.faults.liveness import Liveness, liveness
@@ -101,7 +102,8 @@ def exposure(
     ------
     FaultError
         If the recording has no whole forward of this model, or of several alike, none of which
-        is this object; or there is no such `model_of`.
+        is this object; or there is no such `model_of`; or it is ``"busy"`` or ``"live"``, and
+        the model ran on an accelerator that was not waited for, so that spans are launch times.
 
     Notes
     -----
@@ -122,9 +124,11 @@ def exposure(
     if not isinstance(model, torch.nn.Module):
         raise FaultError(f"{type(model).__name__} is no torch.nn.Module: pass the model itself")
     forwards = _Forwards(rec, model)
+    if model_of in {"busy", "live"}:
+        forwards.refuse_launch_times(model_of)
     if inputs is None:
         text = forwards.keep_commonest()
-        args, kwargs = example(text, _device(model))
+        args, kwargs = example(text, device_of(model, torch.device("cpu")))
     else:
         args, kwargs = _arguments(inputs)
     seen = liveness(model, args, kwargs, grad=forwards.grad)
@@ -190,6 +194,16 @@ class _Forwards:
     def grad(self) -> bool:
         """Whether gradients were recorded in them."""
         return bool(self._roots["args"].iloc[0].get("grad", False))
+
+    def refuse_launch_times(self, model_of: Model) -> None:
+        """Refuse spans that ended before what they launched had run."""
+        devices = {str(x.get("device", "cpu")) for x in self._events["args"]} - {"cpu"}
+        if devices and not all(x.get("synchronized") for x in self._roots["args"]):
+            raise FaultError(
+                f"the model ran on {listed(sorted(devices))} and nobody waited for it, so that"
+                f" spans are times of launching, which {model_of!r} can't use: record again in"
+                " `with faults.annotate(model, synchronize=True):`, or choose 'uniform-bits'"
+            )
 
     def keep_commonest(self) -> str:
         """Leave out all but the forwards of the commonest shapes of inputs; return these."""
@@ -326,12 +340,6 @@ def _shared_out(seen: Liveness, whole: Seconds) -> dict[CallOf, Seconds]:
             " model_of, such as 'busy'"
         )
     return {call: whole * (macs / total) for call, macs in seen.macs.items()}
-
-
-def _device(model: torch.nn.Module) -> torch.device:
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
 
 
 def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -76,6 +76,18 @@ def of_values(value: Any) -> str:
     return _digest(_pieces(value))
 
 
+def of_device(device: torch.device) -> dict[str, Any]:
+    """Give what decides roundings on a device: of a GPU also its name and whether it uses TF32."""
+    if device.type != "cuda":
+        return {"type": device.type}
+    return {
+        "type": device.type,
+        "name": torch.cuda.get_device_name(device),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "tf32": [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32],
+    }
+
+
 def of_versions() -> dict[str, str]:
     """Give the versions of what computes the results."""
     found = {}

@@ -19,6 +19,7 @@ from pystack_nb.faults.fault import Fault, Strike
 from pystack_nb.faults.hooks import Forward, Forwards, Hook
 from pystack_nb.faults.layers import Layer, OwnSlot, find, layers, listed
 from pystack_nb.faults.log import Contents, Injection, InjectionLog
+from pystack_nb.faults.padding import padded
 from pystack_nb.faults.patches import Patch
 
 
@@ -115,6 +116,7 @@ def inject(
         for number, (fault, stream) in enumerate(zip(faults, streams, strict=True))
     ]
     with ExitStack() as undo:
+        undo.enter_context(padded(model))
         injection = _Injection(model, strikes, undo)
         yield injection.log
         undo.close()

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 ROOT = "(model)"
+# Parts of a module that hold its parameters and never run.
+HOLDERS = {"parametrizations", "_packed_params"}
 
 
 class Slot(Protocol):

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from pystack_nb.errors import FaultError
 from pystack_nb.faults import bits, structures
 from pystack_nb.faults.layers import ROOT, OwnSlot, layers
-from pystack_nb.faults.trace import untouched
+from pystack_nb.faults.state import untouched
 
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ import torch
 
 from pystack_nb.errors import CampaignError, FaultDetectedError, FaultError
 from pystack_nb.faults import structures
-from pystack_nb.faults.data import tensors
+from pystack_nb.faults.blame import check_blame
+from pystack_nb.faults.data import device_of, tensors
 from pystack_nb.faults.engine_trials import OUTCOMES, Outputs, Trials
 from pystack_nb.faults.injection import Fault, inject
 from pystack_nb.faults.metrics import Top1, as_metric
@@ -102,6 +103,7 @@ def compare(
     Based Comparison of Program Susceptibility to Soft Errors", DSN 2015).
     """
     inputs, labels = tensors(data)
+    inputs = [x.to(device_of(model, x.device)) for x in inputs]
     judge = as_metric(Top1() if metric is None else metric)
     if faults.empty or (judge.needs_labels and labels is None):
         raise CampaignError("there is nothing to compare: plan some faults, and give labels")
@@ -184,7 +186,8 @@ class _Trials:
             return _DETECTED
         except FaultError:
             raise
-        except Exception:  # noqa: BLE001 - whatever a fault raises is its outcome
+        except Exception as error:  # noqa: BLE001 - whatever a fault raises is its outcome
+            check_blame(error, self.inputs[0].device)
             return "DUE"
         one, none = np.ones(1, bool), np.zeros(1, np.int64)
         trials = Trials(none, none, (none.view(np.uint64),) * 3, np.full(1, np.nan))
@@ -232,7 +235,9 @@ def _times(
 ) -> dict[str, float]:
     # In turns, so that whatever else the machine does meets each of them.
     taken: dict[str, list[int]] = {name: [] for name in variants}
-    wait: Callable[[], None] = torch.cuda.synchronize if inputs[0].is_cuda else lambda: None
+    wait: Callable[[], None] = (
+        torch.accelerator.synchronize if inputs[0].device.type != "cpu" else lambda: None
+    )
     for _ in range(repeats):
         for name, defences in variants.items():
             with ExitStack() as stack, torch.no_grad():

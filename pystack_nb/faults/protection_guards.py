@@ -14,16 +14,13 @@ from torch import nn
 
 from pystack_nb.errors import FaultDetectedError, FaultError
 from pystack_nb.faults import structures
-from pystack_nb.faults.layers import Layer, find, layers
+from pystack_nb.faults.layers import HOLDERS, Layer, find, layers
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 ACTIONS = ("raise", "record", "correct")
-
-# Parts of a module that hold its parameters and never run.
-_HOLDERS = {"parametrizations", "_packed_params"}
 
 _counting = threading.Lock()  # a model may run in several threads
 
@@ -130,7 +127,7 @@ class Defence(ABC):
 
 def innermost(module: nn.Module) -> bool:
     """Tell whether a module runs no other ones."""
-    inner = [name for name, _ in module.named_children() if name not in _HOLDERS]
+    inner = [name for name, _ in module.named_children() if name not in HOLDERS]
     return not inner or isinstance(module, nn.MultiheadAttention)
 
 

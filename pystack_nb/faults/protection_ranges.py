@@ -13,9 +13,9 @@ from torch import nn
 
 from pystack_nb.errors import FaultError
 from pystack_nb.faults import structures
-from pystack_nb.faults.data import tensors
+from pystack_nb.faults.data import device_of, tensors
 from pystack_nb.faults.protection_guards import Defence, Guard, check_action, floats
-from pystack_nb.faults.trace import untouched
+from pystack_nb.faults.state import untouched
 
 
 if TYPE_CHECKING:
@@ -116,8 +116,9 @@ class Ranger(Defence):
         try:
             with untouched(model), torch.no_grad():
                 for start in range(0, len(inputs[0]), batch_size):
+                    batch = (x[start : start + batch_size] for x in inputs)
                     # Copies: a model may overwrite what it is given.
-                    model(*(x[start : start + batch_size].clone() for x in inputs))
+                    model(*(x.to(device_of(model, x.device), copy=True) for x in batch))
         finally:
             for handle in handles:
                 handle.remove()

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pystack_nb.errors import FaultError
+from pystack_nb.faults.padding import padded
 from pystack_nb.faults.protection_guards import Defence, Guard
 from pystack_nb.faults.protection_watch import watch
 
@@ -102,6 +103,7 @@ def protect(model: torch.nn.Module, *defences: Defence) -> Iterator[Protection]:
     for _, guard in guards:
         by_module.setdefault(guard.layer.module, []).append(guard)
     with ExitStack() as undo:
+        undo.enter_context(padded(model))
         for module, own in by_module.items():
             watch(module, own, undo)
         yield Protection(guards)

@@ -79,7 +79,9 @@ class _Watch:
         if not self.groups:  # somebody else has kept this forward
             return self._plain(*args, **kwargs)
         # Faults that are injected from now on strike before the guards look: torch calls hooks
-        # in the order of this dictionary, and reads it when this has returned.
+        # in the order of this dictionary, of which it makes a copy when this has returned.  Other
+        # threads copy it, too, which the interpreter does in one step; and it changes only if a
+        # hook has come since, which has changed it before.
         hooks = cast("OrderedDict[int, Any]", self._module._forward_hooks)  # noqa: SLF001
         if self._hook.id in hooks:
             hooks.move_to_end(self._hook.id)

@@ -18,6 +18,7 @@ from torch import nn
 from pystack_nb import marks
 from pystack_nb.errors import FaultError
 from pystack_nb.faults.layers import ROOT
+from pystack_nb.faults.padding import padded
 from pystack_nb.faults.pytorchfi_layers import Layer, first_tensor, with_first_tensor
 from pystack_nb.faults.pytorchfi_part import CorruptedPart
 
@@ -71,6 +72,7 @@ class CorruptedModel(nn.Module):
             parts of it.
         """
         with ExitStack() as undo:
+            undo.enter_context(padded(self._model))
             self._strike(undo)
             yield self._model
 

@@ -12,16 +12,13 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from pystack_nb.errors import FaultError, PystackError
-from pystack_nb.faults.layers import ROOT
+from pystack_nb.faults.layers import HOLDERS, ROOT
 from pystack_nb.faults.layers import layers as every_layer
-from pystack_nb.faults.trace import untouched
+from pystack_nb.faults.state import untouched
 
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-# What holds a module's parameters without being a layer itself.
-_HOLDERS = {"parametrizations", "_packed_params"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +76,7 @@ def find(model: nn.Module, types: Sequence[Any], inputs: tuple[Any, ...]) -> lis
     modules = {
         module: name or ROOT
         for name, module in model.named_modules()
-        if _HOLDERS.isdisjoint(name.split(".")) and _counts(module, types)
+        if HOLDERS.isdisjoint(name.split(".")) and _counts(module, types)
     }
     found: list[Layer] = []
     calls = dict.fromkeys(modules, 0)
@@ -130,7 +127,7 @@ def with_first_tensor(output: Any, tensor: torch.Tensor) -> Any:
 
 
 def _counts(module: nn.Module, types: Sequence[Any]) -> bool:
-    leaf = all(name in _HOLDERS for name, _ in module.named_children())
+    leaf = all(name in HOLDERS for name, _ in module.named_children())
     if any(isinstance(kind, str) for kind in types):
         return leaf and not isinstance(module, nn.ParameterList)
     # One with parts and parameters (MultiheadAttention) is a layer when it is asked for.

@@ -24,10 +24,12 @@ _COLUMNS = ["layer", "type", "call", "role", "kind", "shape", "dtype", "elements
 
 
 def sites(model: torch.nn.Module, *inputs: Any, **kw: Any) -> pd.DataFrame:
-    """List every layer's tensors, by running the model once or twice.
+    """List every layer's tensors, by running the model once.
 
-    The model, its buffers, its gradients and all random generators are afterwards as they
-    were before; it runs in the mode that it is in, on copies of the example.
+    The model, its buffers, its modules' attributes, its gradients and all random generators are
+    afterwards as they were before; it runs in the mode that it is in, on copies of the example.
+    Where the sizes of tensors leave open which of their dimensions counts the samples, as with
+    an example of a single one, the model runs a second time with one more.
 
     Parameters
     ----------
@@ -55,9 +57,9 @@ def sites(model: torch.nn.Module, *inputs: Any, **kw: Any) -> pd.DataFrame:
         * ``shape`` (tuple), ``dtype`` (torch.dtype);
         * ``elements``: number of elements, for neurons of one sample;
         * ``bits``: stored bits of an element; 0 if faults can't strike this type;
-        * ``batch_dim``: the dimension that counts samples, -1 for none. It is found by
-          running one sample more; if the model can't, it is 0 where that dimension has the
-          size of the inputs';
+        * ``batch_dim``: the dimension that counts samples, -1 for none. If the model would
+          have to run with one sample more to tell and can't, it is 0 where that dimension has
+          the size of the inputs';
         * ``same_as``: empty, or the earlier site (``layer:call:role``) that is this very
           tensor. Each tensor counts once among the rows where it is empty: choose from those
           what a random fault may strike.
@@ -78,7 +80,10 @@ def sites(model: torch.nn.Module, *inputs: Any, **kw: Any) -> pd.DataFrame:
     """
     ran = trace(model, inputs, kw)
     samples, larger = _one_more(inputs, kw)
-    dims = _batch_dims(ran, _run_again(model, larger), samples)
+    if _sizes_tell(ran, samples):
+        dims = _dims_of_size(ran, samples)
+    else:
+        dims = _batch_dims(ran, _run_again(model, larger), samples)
     found: dict[str, tuple[Layer, list[Row]]] = {}
     for call in ran.calls:
         _, rows = found.setdefault(call.layer.name, (call.layer, []))
@@ -138,6 +143,31 @@ def _one_more(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, Any]:
     return samples, whole
 
 
+def _sizes_tell(ran: Trace, samples: int) -> bool:
+    """Whether a dimension of as many elements as there are samples can be no other one."""
+    weights = (slot.open().shape for layer in ran.layers.values() for slot in layer.slots.values())
+    return (
+        samples > 1
+        and all(samples not in shape for shape in weights)
+        and all(shape.count(samples) <= 1 for shape in _shapes(ran).values())
+    )
+
+
+def _dims_of_size(ran: Trace, samples: int) -> dict[tuple[str, int, str], int]:
+    return {
+        site: shape.index(samples) if samples in shape else -1
+        for site, shape in _shapes(ran).items()
+    }
+
+
+def _shapes(ran: Trace | None) -> dict[tuple[str, int, str], tuple[int, ...]]:
+    return {
+        (call.layer.name, call.call, seen.role): seen.shape
+        for call in (ran.calls if ran else ())
+        for seen in call.inputs + call.outputs
+    }
+
+
 def _run_again(model: torch.nn.Module, inputs: Any) -> Trace | None:
     if inputs is None:
         return None
@@ -148,14 +178,7 @@ def _run_again(model: torch.nn.Module, inputs: Any) -> Trace | None:
 
 
 def _batch_dims(ran: Trace, larger: Trace | None, samples: int) -> dict[tuple[str, int, str], int]:
-    def shapes(of: Trace | None) -> dict[tuple[str, int, str], tuple[int, ...]]:
-        return {
-            (call.layer.name, call.call, seen.role): seen.shape
-            for call in (of.calls if of else ())
-            for seen in call.inputs + call.outputs
-        }
-
-    again = shapes(larger)
+    again = _shapes(larger)
 
     def dimension(site: tuple[str, int, str], shape: tuple[int, ...]) -> int:
         if site not in again or len(again[site]) != len(shape):
@@ -169,4 +192,4 @@ def _batch_dims(ran: Trace, larger: Trace | None, samples: int) -> dict[tuple[st
         )
         return grown[0] if one_more else -1
 
-    return {site: dimension(site, shape) for site, shape in shapes(ran).items()}
+    return {site: dimension(site, shape) for site, shape in _shapes(ran).items()}

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import random
 import weakref
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from pystack_nb.errors import FaultError
-from pystack_nb.faults import bits, structures
+from pystack_nb.faults import structures
 from pystack_nb.faults.layers import Layer, layers
+from pystack_nb.faults.state import untouched
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     Site = tuple[str, int, str]
 
 
@@ -120,35 +117,6 @@ def trace(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
                 " the inputs that model(...) takes, keyword arguments by their names"
             ) from error
     return Trace(found, tracer.calls)
-
-
-@contextmanager
-def untouched(model: torch.nn.Module) -> Iterator[None]:
-    """Put a model's buffers and all random generators back afterwards."""
-    buffers = [
-        (buffer, buffer.clone())
-        for module in model.modules()
-        for buffer in module.buffers(recurse=False)
-        if not bits.overlaps(buffer)
-    ]
-    # A forward may put another buffer in the place of one, or where there was none.
-    held = [(module, dict(module._buffers)) for module in model.modules()]  # noqa: SLF001
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one
-    cpu = torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        for buffer, saved in buffers:
-            buffer.data.copy_(saved)
-        for module, named in held:
-            module._buffers.clear()  # noqa: SLF001 - assigning to buffers may be overridden
-            module._buffers.update(named)  # noqa: SLF001
-        random.setstate(python)
-        np.random.set_state(legacy)  # noqa: NPY002 - the global one
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
 
 
 class _Tracer:

@@ -65,7 +65,7 @@ def test_what_a_model_was_given_is_told_by_shape_and_type():
     assert args["inputs"] == (
         '[{"tuple":[{"tensor":"float32","shape":[2,3]}]},{"dict":{"scale":{"value":2.0}}}]'
     )
-    assert (args["grad"], args["training"]) == (True, True)
+    assert (args["grad"], args["training"], args["synchronized"]) == (True, True, False)
 
 
 def test_an_exception_in_a_forward_ends_the_spans_it_passes_and_is_named():

@@ -58,6 +58,23 @@ def by_site(table, column="bit_seconds"):
     return {site: round(x, 6) for site, x in zip(sites, table[column], strict=True)}
 
 
+@pytest.mark.parametrize("told", [None, False, True])
+@pytest.mark.parametrize("model_of", MODELS)
+def test_times_of_launching_are_not_taken_for_run_times(model_of, told):
+    model = perceptron()
+    rec = timed(model, torch.ones(2, 3), lasting={"first": 2})
+    for args in rec.events["args"]:
+        args["device"] = "cuda"
+        args.pop("synchronized", None)
+        if told is not None and "inputs" in args:
+            args["synchronized"] = told
+    if told or model_of in {"uniform-bits", "macs"}:
+        assert len(faults.exposure(rec, model, model_of))
+    else:
+        with pytest.raises(FaultError, match=r"'cuda'.*synchronize=True"):
+            faults.exposure(rec, model, model_of)
+
+
 def test_busy_bits_are_exposed_while_their_layer_itself_runs():
     model = perceptron()
     rec = timed(model, torch.ones(2, 3), lasting={"(model)": 7, "first": 2, "relu": 1, "last": 3})

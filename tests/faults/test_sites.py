@@ -118,6 +118,42 @@ def test_looking_leaves_the_example_and_buffers_that_are_not_there_yet():
     assert inputs["input.kw.more.z"] == ""
 
 
+class Remembers(nn.Module):
+    """Counts its forwards, and keeps what it gave in an attribute that was not there."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.forwards = 0
+        self.sum = torch.zeros(4)
+
+    def forward(self, x):
+        counted.append(len(x))
+        self.forwards += 1
+        self.last = self.linear(x)
+        self.sum += self.last.detach().sum(0)
+        return self.last
+
+
+counted = []
+
+
+def test_looking_puts_plain_attributes_back():
+    model = Remembers()
+    held = model.sum
+    sites(model, torch.randn(3, 4))
+    assert (model.forwards, model.sum is held, held.tolist()) == (0, True, [0] * 4)
+    assert "last" not in model.__dict__
+
+
+@pytest.mark.parametrize(("samples", "ran"), [(3, [3]), (4, [4, 5]), (1, [1, 2])])
+def test_the_model_runs_once_where_sizes_tell_which_dimension_is_the_batch(samples, ran):
+    counted.clear()
+    frame = sites(Remembers(), torch.randn(samples, 4))
+    assert counted == ran
+    assert only(frame, kind="neuron")["batch_dim"].tolist() == [0] * 4
+
+
 def test_tensors_whose_paths_read_alike_have_roles_of_their_own():
     class Alike(nn.Module):
         def __init__(self):

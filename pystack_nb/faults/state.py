@@ -1,0 +1,93 @@
+"""What forwards change in a model and around it, put back, and what they hang on, held."""
+
+from __future__ import annotations
+
+import random
+
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pystack_nb.faults import bits
+from pystack_nb.faults.padding import padded
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def untouched(model: torch.nn.Module, *, generators: bool = True) -> Iterator[None]:
+    """Put a model's buffers and its modules' attributes back, whatever forwards made of them.
+
+    Tensors get their numbers back, and places the objects that they held.  What another object
+    keeps in itself, such as a list's elements, is not put back.  Meanwhile encoders make no
+    nested tensors (`padded`).
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    generators : bool, optional
+        Also put back Python's, NumPy's and torch's global generators of random numbers.
+    """
+    with padded(model), _generators_kept() if generators else nullcontext():
+        held = [
+            (own, dict(own))
+            for module in model.modules()
+            for own in (module.__dict__, module._buffers)  # noqa: SLF001
+        ]
+        tensors = {
+            id(x): x
+            for _, at_first in held
+            for x in at_first.values()
+            if isinstance(x, torch.Tensor)
+            and x.layout is torch.strided
+            and not x.is_nested
+            and not bits.overlaps(x)
+        }
+        saved = [(x, x.detach().clone()) for x in tensors.values()]
+        try:
+            yield
+        finally:
+            with torch.inference_mode():
+                for tensor, before in saved:
+                    tensor.data.copy_(before)
+            for own, at_first in held:
+                same = len(own) == len(at_first)
+                if not same or any(own.get(k) is not x for k, x in at_first.items()):
+                    own.clear()
+                    own.update(at_first)
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002 - the global one
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """Keep cuDNN from choosing its algorithms by chance or by what was quickest this time."""
+    if device.type != "cuda":
+        yield
+        return
+    flags, wanted = torch.backends.cudnn, {"benchmark": False, "deterministic": True}
+    before = {name: getattr(flags, name) for name in wanted}
+    try:
+        for name, value in wanted.items():
+            setattr(flags, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(flags, name, value)
