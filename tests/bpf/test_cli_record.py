@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -98,6 +99,22 @@ def test_without_a_path_a_summary_is_printed_and_nothing_left(tmp_path: Path) ->
     assert done.stdout == ""
     assert "spin" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("nobody", ["2>&-", "2>&1 | true"])
+def test_a_recording_is_written_when_nobody_reads_what_is_told(nobody: str, tmp_path: Path) -> None:
+    target = tmp_path / "out.json"
+    program = shlex.join([sys.executable, "-c", SPIN + "spin(0.2); sys.exit(7)"])
+    command = f"{shlex.join([*CLI, 'record', '-o', str(target), '--'])} {program} {nobody}"
+    done = subprocess.run(
+        ["/bin/bash", "-c", f"{command}; echo ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "spin" in functions(load(target))
+    assert done.stdout == "7\n"
+    assert done.stderr == ""
 
 
 def test_a_program_gets_its_arguments_and_its_standard_input() -> None:
