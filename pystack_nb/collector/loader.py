@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .drain import Drain, Library
+from .kernel_names import KernelNames
 from .native import Symbols
 from .program import compile_program, import_bcc, load_function
 from .protocol import CollectorProblem
@@ -96,6 +97,7 @@ class Sampler:
             raise
         self._sample = functions[b"pystack_sample"]
         self._uprobes = Uprobes(bcc, self._bpf)
+        self._kernel_names = KernelNames(bcc.BPF.ksym)
         self._cpus = max(bcc.utils.get_possible_cpus()) + 1
         self._epoch = self._recordings = 0
         self._recording: _Recording | None = None
@@ -117,7 +119,8 @@ class Sampler:
             ``pid``, ``tgid`` and ``pidns`` (st_dev, st_ino) of the target, ``hz``, ``layout`` or
             None, ``rights`` (``ids``, ``permitted``) or None, ``maps`` (of the target, open; the
             caller's as `fd` is), ``kernel_stacks``, ``uid``, ``gid``; ``sample``, whether there
-            is to be a timer; ``calls``, the `SharedCalls` of the target's probe (the caller's as
+            is to be a timer; ``whole_program``, whether nothing of the target's first moments may
+            be missed; ``calls``, the `SharedCalls` of the target's probe (the caller's as
             `fd` is) or None, and then its ``site``, which is needed until this returns.
         """
         self._clear()
@@ -125,6 +128,11 @@ class Sampler:
         calls: SharedCalls | None = config["calls"]
         if calls:
             self._uprobes.attach(config["site"], config["pid"])
+        if config["sample"] and config["kernel_stacks"]:
+            self._kernel_names.begin()
+            if config["whole_program"]:
+                # Not while the program runs: on a machine with few CPUs they would be its own.
+                self._kernel_names.wait()
         drain = Drain(
             self._library,
             self._bpf[b"ring"].map_fd,
@@ -133,7 +141,7 @@ class Sampler:
             calls.fd if calls else -1,
         )
         try:
-            symbols = Symbols(drain, config["maps"], self._kernel_name)
+            symbols = Symbols(drain, config["maps"], self._kernel_names)
             self._recording = recording = _Recording(drain, symbols, config)
             if calls:
                 drain.append_clock(calls.clock)
@@ -163,9 +171,8 @@ class Sampler:
         The former program's is not looked at any more, and may be closed.
         """
         recording = self._current()
-        recording.drain.flush()  # what there still is was sampled in the former program
-        recording.symbols.tell(recording.drain.addresses(), last=True)
-        recording.symbols.follow(maps)
+        recording.drain.flush()
+        recording.symbols.follow(maps, recording.drain.addresses())
         recording.config["rights"] = rights
         self._configure()
 
@@ -185,6 +192,7 @@ class Sampler:
         recording = self._current()
         recording.drain.flush()
         recording.symbols.tell(recording.drain.addresses(), last=True)
+        recording.symbols.tell_kernel()
         self._append_stats(time.monotonic_ns())
         recording.drain.flush()
 
@@ -368,10 +376,6 @@ class Sampler:
         recording = self._current()
         recording.stats_ns = now
         recording.drain.append_stats(now, self._counters())
-
-    def _kernel_name(self, address: int) -> bytes:
-        name: bytes = self._bcc.BPF.ksym(address)
-        return name or b"[unknown]"
 
 
 class _Recording:

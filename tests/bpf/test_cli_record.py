@@ -93,6 +93,23 @@ def test_a_program_is_recorded_to_its_end_and_its_status_is_handed_on(tmp_path: 
     assert recording.info["complete"]
 
 
+def test_a_program_of_a_moment_is_recorded_from_its_first_milliseconds(tmp_path: Path) -> None:
+    program, target = tmp_path / "program.py", tmp_path / "out.json"
+    program.write_text(SPIN + "spin(0.15)")
+    done = record("--hz", "999", "-o", target, "--", sys.executable, program)
+    assert done.returncode == 0
+    assert "no Python was recorded" not in done.stderr
+    # THEN most samples have Python frames, and hardly one lacks its native ones
+    recording = load(target)
+    in_python = recording.samples["function"].notna()
+    assert in_python.mean() > 0.5
+    first = recording.samples["ts_ns"][in_python].min() - recording.samples["ts_ns"].min()
+    assert first < 100e6
+    assert recording.info["incomplete_by_cause"]["native-stack-missing"] < 0.2 * len(in_python)
+    # THEN the gate, which was a program too, is not spoken of
+    assert recording.info["notes"] == []
+
+
 def test_without_a_path_a_summary_is_printed_and_nothing_left(tmp_path: Path) -> None:
     done = record("--", sys.executable, "-c", SPIN + "spin(0.2)", cwd=tmp_path)
     assert done.returncode == 0
