@@ -125,7 +125,7 @@ BPF_PERCPU_ARRAY(scratches, struct scratch_bytes, 1);
 BPF_TABLE("lru_hash", struct code_key, u32, codes, CODE_ENTRIES);
 BPF_TABLE("lru_hash", u64, u32, stacks, STACK_ENTRIES);
 BPF_RINGBUF_OUTPUT(ring, RING_PAGES);
-BPF_PROG_ARRAY(calls, 2);
+BPF_PROG_ARRAY(programs, 2);
 
 static __always_inline struct pst_config *config_get(void)
 {
@@ -195,7 +195,7 @@ static __always_inline void ring_discard(void *record)
 
 static __always_inline void tail_call(struct bpf_perf_event_data *ctx, u32 index)
 {
-	calls.call(ctx, index);
+	programs.call(ctx, index);
 }
 
 #else
@@ -248,7 +248,7 @@ struct {
 	__uint(max_entries, 2);
 	__uint(key_size, sizeof(u32));
 	__array(values, int(struct bpf_perf_event_data *));
-} calls SEC(".maps") = {
+} programs SEC(".maps") = {
 	.values = {[CALL_IDENTIFY] = pystack_identify, [CALL_NAME] = pystack_name},
 };
 
@@ -320,7 +320,7 @@ static __always_inline void ring_discard(void *record)
 
 static __always_inline void tail_call(struct bpf_perf_event_data *ctx, u32 index)
 {
-	bpf_tail_call(ctx, &calls, index);
+	bpf_tail_call(ctx, &programs, index);
 }
 
 #endif
@@ -863,7 +863,7 @@ PST_PROGRAM(pystack_identify)
 						id = known ? *known : 0;
 						if (!known) {
 							count(PST_COUNT_MAP_FULL);
-							sample->header.flags |= PST_UNNAMED;
+							sample->header.flags |= PST_MAP_FULL;
 						}
 					}
 				}

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .counters import COUNTERS, Counter
 from .drain import Drain, Library
 from .kernel_names import KernelNames
 from .native import Symbols
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
 _PROGRAMS = (b"pystack_sample", b"pystack_identify", b"pystack_name")
 _TAIL_CALLS = {0: b"pystack_identify", 1: b"pystack_name"}
 
-_TICKS, _HITS, _RING_FULL, _DENIED, _, _, _DISK_FULL, _CALLS_LOST = range(8)
-_COUNTERS = 8
-_COUNTERS_STRUCT = struct.Struct(f"<{_COUNTERS}Q")
+_COUNTERS_STRUCT = struct.Struct(f"<{COUNTERS}Q")
 
 _STATS_EVERY_NS = 1_000_000_000
 _CPUCLOCK_SCHED = 2
@@ -89,9 +88,9 @@ class Sampler:
             functions = {
                 name: load_function(self._bpf, name, bcc.BPF.PERF_EVENT) for name in _PROGRAMS
             }
-            calls = self._bpf[b"calls"]
+            programs = self._bpf[b"programs"]
             for index, name in _TAIL_CALLS.items():
-                calls[ctypes.c_int(index)] = ctypes.c_int(functions[name].fd)
+                programs[ctypes.c_int(index)] = ctypes.c_int(functions[name].fd)
         except BaseException:
             self._bpf.cleanup()
             raise
@@ -182,7 +181,7 @@ class Sampler:
         recording.symbols.tell(recording.drain.addresses())
         recording.look_at_cpu_time()
         if recording.config["calls"]:
-            recording.drain.not_copied(self._kernel_counters()[_CALLS_LOST])
+            recording.drain.not_copied(self._kernel_counters()[Counter.CALLS_LOST])
         now = time.monotonic_ns()
         if now - recording.stats_ns >= _STATS_EVERY_NS:
             self._append_stats(now)
@@ -212,14 +211,13 @@ class Sampler:
             "start_ns": recording.start_ns,
             "end_ns": recording.end_ns,
             "cpu_ns": recording.cpu_ns,
-            "ticks": counters[_TICKS],
-            "hits": counters[_HITS],
+            "ticks": counters[Counter.TICKS],
+            "hits": counters[Counter.HITS],
             "lost_by_cause": {
-                "ring-buffer-full": counters[_RING_FULL],
-                "map-full": 0,  # such a sample arrives, without a name: it is incomplete
-                "disk-full": counters[_DISK_FULL],
-                "rights-changed": counters[_DENIED],
-                "calls-not-copied": counters[_CALLS_LOST] - lost.batches,
+                "ring-buffer-full": counters[Counter.RING_FULL],
+                "disk-full": counters[Counter.DISK_FULL],
+                "rights-changed": counters[Counter.DENIED],
+                "calls-not-copied": counters[Counter.CALLS_LOST] - lost.batches,
                 "calls-disk-full": lost.batches,
             },
             "error": "spool-full" if error else None,
@@ -359,8 +357,8 @@ class Sampler:
     def _counters(self) -> list[int]:
         counters = self._kernel_counters()
         _, lost = self._current().drain.error()
-        counters[_DISK_FULL] = lost.samples
-        counters[_CALLS_LOST] += lost.batches + lost.refused
+        counters[Counter.DISK_FULL] = lost.samples
+        counters[Counter.CALLS_LOST] += lost.batches + lost.refused
         return counters
 
     def _kernel_counters(self) -> list[int]:
