@@ -3,7 +3,7 @@
  * What BCC and clang -target bpf (libbpf, CO-RE) do in different ways, behind one
  * set of names.  BCC_SEC is defined by BCC's own preamble, so its presence tells who
  * compiles.  Maps are not here: BCC rewrites their uses in the main file only and not
- * in macros, so pystack_time.bpf.c declares them twice.
+ * in macros, so pystack_time.bpf.c declares them for BCC, and maps.bpf.h once more.
  */
 #ifndef PYSTACK_COMPAT_H
 #define PYSTACK_COMPAT_H

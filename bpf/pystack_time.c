@@ -10,7 +10,6 @@
 #define _GNU_SOURCE
 #include <bpf/libbpf.h>
 #include <errno.h>
-#include <linux/capability.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stddef.h>
@@ -18,12 +17,12 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "pystack_time.h"
+#include "rights.h"
 
 enum {
 	// Twice the ring buffer: all that was in it, and no more than a slow disk.
@@ -79,6 +78,8 @@ struct pst_drain {
 	pthread_cond_t wake, done;
 	// Under the lock:
 	unsigned long asked, answered; // flushes
+	int begun;                     // the thread has the client's rights, or:
+	int refused;                   // a negative errno
 	int stop;
 	int error; // errno of the first failed write
 	struct pst_losses lost;
@@ -237,18 +238,6 @@ static int on_record(void *ctx, void *data, size_t size)
 	return d->round < ROUND_SIZE ? 0 : -EAGAIN;
 }
 
-static void drop_rights(const struct pst_drain *d)
-{
-	struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
-	struct __user_cap_data_struct none[2] = {};
-
-	// The system calls, not glibc's functions: these are for this thread alone.
-	syscall(SYS_setfsgid, d->gid);
-	syscall(SYS_setfsuid, d->uid);
-	if (d->uid)
-		syscall(SYS_capset, &head, none);
-}
-
 // Nanoseconds until the next look at the ring buffer, after the last one.
 static long next_tick(const struct pst_drain *d, long tick)
 {
@@ -269,7 +258,13 @@ static void *run(void *arg)
 	struct buffer *mine = &d->taken;
 	long tick = next_tick(d, TICK_NS);
 
-	drop_rights(d);
+	pthread_mutex_lock(&d->lock);
+	d->refused = pst_drop_rights(d->uid, d->gid);
+	d->begun = 1;
+	pthread_cond_broadcast(&d->done);
+	pthread_mutex_unlock(&d->lock);
+	if (d->refused)
+		return NULL;
 	for (int stop = 0; !stop;) {
 		unsigned long asked;
 		struct timespec until;
@@ -282,7 +277,8 @@ static void *run(void *arg)
 			until.tv_sec++;
 		}
 		while (!d->stop && d->asked == d->answered &&
-		       pthread_cond_timedwait(&d->wake, &d->lock, &until) != ETIMEDOUT)
+		       pthread_cond_clockwait(&d->wake, &d->lock, CLOCK_MONOTONIC, &until) !=
+			       ETIMEDOUT)
 			;
 		asked = d->asked;
 		stop = d->stop;
@@ -319,6 +315,9 @@ static void drain_free(struct pst_drain *d)
 {
 	if (!d)
 		return;
+	pthread_mutex_destroy(&d->lock);
+	pthread_cond_destroy(&d->wake);
+	pthread_cond_destroy(&d->done);
 	ring_buffer__free(d->ring);
 	if (d->shared)
 		munmap(d->shared, PST_BATCHES_AT);
@@ -330,6 +329,28 @@ static void drain_free(struct pst_drain *d)
 	free(d);
 }
 
+// Start the thread, and wait until it has the client's rights; 0 or a negative errno.
+static int thread_start(struct pst_drain *d)
+{
+	sigset_t all, before;
+	int error;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	error = -pthread_create(&d->thread, NULL, run, d);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	if (error)
+		return error;
+	pthread_mutex_lock(&d->lock);
+	while (!d->begun)
+		pthread_cond_wait(&d->done, &d->lock);
+	error = d->refused;
+	pthread_mutex_unlock(&d->lock);
+	if (error)
+		pthread_join(d->thread, NULL);
+	return error;
+}
+
 /*
  * Begin to drain the ring buffer map `ring_fd` to the end of the file `fd`.  With
  * `shared_fd`, a struct pst_shared, calls are recorded; -1: they are not.  All three stay
@@ -339,13 +360,14 @@ int pst_drain_create(int ring_fd, int fd, int shared_fd, unsigned int uid, unsig
 		     struct pst_drain **ret)
 {
 	struct pst_drain *d = calloc(1, sizeof(*d));
-	pthread_condattr_t attributes;
-	sigset_t all, before;
 	struct stat st;
 	int error;
 
 	if (!d)
 		return -ENOMEM;
+	pthread_mutex_init(&d->lock, NULL);
+	pthread_cond_init(&d->wake, NULL);
+	pthread_cond_init(&d->done, NULL);
 	d->fd = fd;
 	d->uid = uid;
 	d->gid = gid;
@@ -369,28 +391,21 @@ int pst_drain_create(int ring_fd, int fd, int shared_fd, unsigned int uid, unsig
 		void *shared = mmap(NULL, PST_BATCHES_AT, PROT_READ | PROT_WRITE, MAP_SHARED,
 				    shared_fd, 0);
 
-		error = -errno;
-		if (shared == MAP_FAILED)
+		if (shared == MAP_FAILED) {
+			error = -errno;
 			goto fail;
+		}
 		d->shared = shared;
 		d->batches_before = __atomic_load_n(&d->shared->sent, __ATOMIC_ACQUIRE);
 		tell_drained(d);
 	}
 	d->ring = ring_buffer__new(ring_fd, on_record, d, NULL);
-	error = -errno;
-	if (!d->ring)
+	if (!d->ring) {
+		error = -errno;
 		goto fail;
+	}
 
-	pthread_mutex_init(&d->lock, NULL);
-	pthread_condattr_init(&attributes);
-	pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-	pthread_cond_init(&d->wake, &attributes);
-	pthread_cond_init(&d->done, &attributes);
-	pthread_condattr_destroy(&attributes);
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	error = -pthread_create(&d->thread, NULL, run, d);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	error = thread_start(d);
 	if (error)
 		goto fail;
 	*ret = d;
@@ -410,9 +425,6 @@ void pst_drain_destroy(struct pst_drain *d)
 	pthread_cond_signal(&d->wake);
 	pthread_mutex_unlock(&d->lock);
 	pthread_join(d->thread, NULL);
-	pthread_mutex_destroy(&d->lock);
-	pthread_cond_destroy(&d->wake);
-	pthread_cond_destroy(&d->done);
 	drain_free(d);
 }
 

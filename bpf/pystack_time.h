@@ -54,6 +54,7 @@ enum pst_sample_flag {
 	PST_NATIVE_MISSING = 1 << 4, /* the native stack could not be kept */
 	PST_KERNEL_MISSING = 1 << 5, /* the kernel stack could not be kept */
 	PST_KERNEL_MODE = 1 << 6,    /* not a loss: the sample hit kernel code */
+	PST_MAP_FULL = 1 << 7,       /* a frame's code object found no place in the map */
 };
 
 /* pst_header.flags of a PST_CALLS. */

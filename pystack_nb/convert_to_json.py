@@ -16,7 +16,7 @@ import pandas as pd
 from pystack_nb import tables
 from pystack_nb.conversion import run
 from pystack_nb.errors import RecordingFormatError
-from pystack_nb.recording import Recording, from_traces, load
+from pystack_nb.recording import Recording, from_traces, load, trace_list
 from pystack_nb.util import atomic_file, to_jsonable
 
 
@@ -44,8 +44,13 @@ def convert_to_json(x: Recording | Iterable[dict[str, Any]]) -> str:
     -------
     str
         Strict JSON in ASCII, as `Recording.to_json` writes it.
+
+    Raises
+    ------
+    RecordingFormatError
+        If `x` is neither.
     """
-    return "".join(_pieces(x if isinstance(x, Recording) else from_traces(list(x))))
+    return "".join(_pieces(x if isinstance(x, Recording) else from_traces(trace_list(x))))
 
 
 def write_json(recording: Recording, path: str | os.PathLike[str]) -> None:

@@ -22,7 +22,7 @@ from pystack_nb.conversion import run
 from pystack_nb.errors import RecordingFormatError
 from pystack_nb.perfetto_calls import call_pieces
 from pystack_nb.perfetto_tracks import Tracks, annotate, event_packets
-from pystack_nb.recording import Recording, load
+from pystack_nb.recording import Recording, load, trace_list
 from pystack_nb.util import atomic_file, printable
 
 
@@ -56,6 +56,11 @@ def convert_to_perfetto(x: Recording | Iterable[Mapping[str, Any]]) -> bytes:
     -------
     bytes
         A serialised ``perfetto.protos.Trace``.
+
+    Raises
+    ------
+    RecordingFormatError
+        If `x` is neither.
     """
     return b"".join(_pieces(x))
 
@@ -106,7 +111,7 @@ def _packets(x: Recording | Iterable[Mapping[str, Any]]) -> Iterator[Any]:
     if isinstance(x, Recording):
         yield from _recording_packets(x)
         return
-    entries = list(x)
+    entries = trace_list(x)
     try:
         yield from _stack_trace_packets(entries)
     except (KeyError, TypeError, ValueError) as error:

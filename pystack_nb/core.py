@@ -12,14 +12,13 @@ import importlib.metadata
 import os
 import platform
 import sys
-import threading
 import time
 import warnings
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pystack_nb import marks
+from pystack_nb import marks, thread_names
 from pystack_nb.collector.client import connect
 from pystack_nb.conversion import run
 from pystack_nb.errors import (
@@ -34,7 +33,7 @@ from pystack_nb.errors import (
     SpoolError,
     from_collector,
 )
-from pystack_nb.probe import SOURCES, CallOptions, Probe, rest
+from pystack_nb.probe import SOURCES, CallOptions, Probe, load, rest
 from pystack_nb.rate import DEFAULT_HZ
 from pystack_nb.spool import CALLS_SUFFIX, Spool, leftovers, read, remove, whole_blocks
 
@@ -138,39 +137,45 @@ class PyStackProfiler:
                 f"{pid!r} is no process's number: give a whole number, such as {os.getpid()}."
             )
         own = pid in {None, os.getpid()}
-        if "calls" in self._modes and not own:
-            raise OptionError(
-                f"calls of process {pid} can't be recorded from outside: use mode='sample' for it, "
-                "or a PyStackProfiler inside it."
-            )
-        with contextlib.ExitStack() as undo:
-            spool = Spool.create(self._description(pid) | {"whole_program": wait_python})
-            undo.callback(spool.remove)
-            probe = None
-            if "calls" in self._modes:
-                path = spool.calls_path if self._source == "inprocess" else None
-                probe = Probe(self._calls, path)
-                undo.callback(probe.close)
-            client = self._connect(spool, None if own else pid, probe, wait_python=wait_python)
-            if client:
-                undo.callback(client.stop)
-            self._may_exit = wait_python
-            self._owner = os.getpid()
-            self._threads = _living_threads() if own else None
-            self._ended_before = _ended_threads()
-            if own:
-                self._events = marks.begin(spool.marks_path)
-                undo.callback(self._end_events)
-            begun = undo.pop_all()
-        self._client, self._spool, self._probe = client, spool, probe
-        if probe:
-            try:
+        if "calls" in self._modes:
+            _check_calls(pid, own=own)
+        undo = contextlib.ExitStack()
+        try:
+            probe, calls_spool = self._begin(undo, pid, own=own, wait_python=wait_python)
+            if probe:
                 # The last thing done, so that nothing of this is in the recording.
-                probe.start(-1 if client else spool.fd)
-            except BaseException:
-                self._client = self._spool = self._probe = None
-                begun.close()
-                raise
+                probe.start(calls_spool)
+        except BaseException:
+            undo.close()
+            raise
+
+    def _begin(
+        self, undo: contextlib.ExitStack, pid: int | None, *, own: bool, wait_python: bool
+    ) -> tuple[Probe | None, int]:
+        """Begin all but calls; the probe that has them, and the spool for its `start`."""
+        spool = Spool.create(self._description(pid) | {"whole_program": wait_python})
+        undo.callback(spool.remove)
+        probe = None
+        if "calls" in self._modes:
+            path = spool.calls_path if self._source == "inprocess" else None
+            probe = Probe(self._calls, path)
+            undo.callback(probe.close)
+        client = self._connect(spool, None if own else pid, probe, wait_python=wait_python)
+        if client:
+            undo.callback(client.stop)
+        self._may_exit = wait_python
+        self._owner = os.getpid()
+        self._threads = thread_names.living() if own else None
+        self._ended_before = thread_names.ended()
+        if own:
+            self._events = marks.begin(spool.marks_path)
+            undo.callback(self._end_events)
+        undo.callback(self._forget)
+        self._client, self._spool, self._probe = client, spool, probe
+        return probe, -1 if client else spool.fd
+
+    def _forget(self) -> None:
+        self._client = self._spool = self._probe = None
 
     def stop_profiling(self) -> Recording:
         """Switch the probes off and return what was recorded.
@@ -193,7 +198,7 @@ class PyStackProfiler:
         spool = self._recording_now()
         self._end_events()
         client, probe = self._client, self._probe
-        self._client = self._spool = self._probe = None
+        self._forget()
         try:
             result = client.stop() if client else _end_inprocess(spool, probe)
         except BaseException as error:
@@ -325,9 +330,8 @@ class PyStackProfiler:
             _tell_losses(recording, result)
         spool.remove()
         if self._threads is not None:
-            # Before 3.14, the kernel knows threads by the program's name alone.
-            ended = dict(_ended_threads().items() - self._ended_before.items())
-            recording.info["thread_names"] |= self._threads | ended | _living_threads()
+            ended = dict(thread_names.ended().items() - self._ended_before.items())
+            recording.info["thread_names"] |= self._threads | ended | thread_names.living()
         self.recording = recording
         remember(recording)
         return recording
@@ -399,21 +403,6 @@ def remember(recording: Recording) -> None:
     _kept = recording
 
 
-def _living_threads() -> dict[str, str]:
-    return {str(thread.native_id): thread.name for thread in threading.enumerate()}
-
-
-def _ended_threads() -> dict[str, str]:
-    """Name the threads of this process that have ended, as far as their objects live.
-
-    The kernel knows them by the program's name alone, before Python 3.14, and threading has no
-    list of them but the one that its own tests use.
-    """
-    living = {thread.native_id for thread in threading.enumerate()}
-    known = list(getattr(threading, "_dangling", ()))
-    return {str(x.native_id): x.name for x in known if x.native_id and x.native_id not in living}
-
-
 @functools.cache
 def _version() -> str:
     return importlib.metadata.version("pystack-nb")
@@ -425,6 +414,20 @@ def _checked_modes(mode: str) -> tuple[str, ...]:
         if name not in MODES:
             raise OptionError(f"there is no mode {name!r}: choose from {', '.join(MODES)}.")
     return tuple(dict.fromkeys(names))
+
+
+def _check_calls(pid: int | None, *, own: bool) -> None:
+    if not own:
+        raise OptionError(
+            f"calls of process {pid} can't be recorded from outside: use mode='sample' for it, "
+            "or a PyStackProfiler inside it."
+        )
+    module, _ = load()
+    if module.is_recording():
+        raise ProfilerStateError(
+            "this process's calls are being recorded already, by the cell that this stands in or "
+            "by another profiler: leave this one out, or give it --mode sample (mode='sample')."
+        )
 
 
 def _checked_source(source: str, modes: tuple[str, ...]) -> str:

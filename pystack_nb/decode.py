@@ -36,6 +36,7 @@ _INCOMPLETE = {
     "too-deep": wire.SampleFlag.TOO_DEEP,
     "memory-not-readable": wire.SampleFlag.UNREADABLE,
     "code-not-named": wire.SampleFlag.UNNAMED,
+    "map-full": wire.SampleFlag.MAP_FULL,
     "native-stack-missing": wire.SampleFlag.NATIVE_MISSING,
     "kernel-stack-missing": wire.SampleFlag.KERNEL_MISSING,
 }

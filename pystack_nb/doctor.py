@@ -18,7 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pystack_nb.errors import PystackError
+from pystack_nb.collector.client import SERVICE_SOCKET, SOCKET_VARIABLE, connect, disconnect
+from pystack_nb.collector.locate import command_as_root
+from pystack_nb.errors import (
+    BccMissingError,
+    BpfNotPermittedError,
+    CollectorUnavailableError,
+    ProbeError,
+    PystackError,
+)
 from pystack_nb.rate import DEFAULT_HZ
 
 
@@ -41,6 +49,16 @@ _CONFIG = {
 }
 # Bits of CapEff, linux/capability.h
 _CAPABILITIES = {"CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
+_INSTALL_SERVICE = command_as_root("collector", "install")
+_INSTALL_BCC = "sudo apt-get install python3-bpfcc"
+_MORE_RIGHTS = "start this container with --cap-add BPF,PERFMON,SYS_PTRACE (docker) or the like"
+_REPORT = "run it once more; if it stays, report it with these lines"
+_REMEDIES: dict[type[PystackError], str] = {
+    BccMissingError: _INSTALL_BCC,
+    BpfNotPermittedError: f"run it as root; {_MORE_RIGHTS}",
+    CollectorUnavailableError: _INSTALL_SERVICE,
+    ProbeError: "make setup",
+}
 _CAN = {True: "can", False: "can not"}
 _TRIAL_SECONDS = 0.1
 _TRIAL_CALLS = 1000
@@ -59,14 +77,17 @@ class Finding:
     subject, text
         What was looked at, and what is the matter.
     remedy
-        The command, or the step, that mends it.
-
+        The command, or the step, that mends it; of whatever is not ``"has"``.
     """
 
     state: str
     subject: str
     text: str
     remedy: str = ""
+
+    def __post_init__(self) -> None:
+        if self.state != "has" and not self.remedy:
+            raise ValueError(f"{self.subject}: a finding like this takes a remedy")
 
     def __str__(self) -> str:
         line = f"[{_MARKS[self.state]}] {self.subject}: {self.text}"
@@ -108,7 +129,10 @@ def examine_config() -> Iterator[Finding]:
     text = _kernel_config()
     if text is None:
         yield Finding(
-            "hint", "kernel config", "can't be read here; what counts is tried further down"
+            "hint",
+            "kernel config",
+            "can't be read here; what counts is tried further down",
+            "sudo modprobe configs; in a container, mount the host's /boot",
         )
         return
     for option, purpose in _CONFIG.items():
@@ -151,7 +175,7 @@ def examine_btf() -> Iterator[Finding]:
 
 
 def examine_tracefs() -> Iterator[Finding]:
-    """Look for tracefs, which sampling does without."""
+    """Look for tracefs, which no mode needs: perf events take the probes."""
     mounted = next(
         (
             line.split()[1]
@@ -160,10 +184,7 @@ def examine_tracefs() -> Iterator[Finding]:
         ),
         None,
     )
-    if mounted:
-        yield Finding("has", "tracefs", mounted)
-    else:
-        yield Finding("hint", "tracefs", "not mounted; mode sample does without")
+    yield Finding("has", "tracefs", mounted or "not mounted, and no mode needs it")
 
 
 def examine_lockdown() -> Iterator[Finding]:
@@ -184,8 +205,13 @@ def examine_lockdown() -> Iterator[Finding]:
 
 
 def examine_rights() -> Iterator[Finding]:
-    """Ask what this process may do, itself or through sudo."""
-    if os.geteuid() == 0:
+    """Ask what this process may do, itself, through sudo or through a service."""
+    # As `connect` tries them: a service that is named comes first, another one last.
+    named = os.environ.get(SOCKET_VARIABLE)
+    service = Path(named or SERVICE_SOCKET)
+    if named and service.exists():
+        yield Finding("has", "rights", f"those of the service on {service}")
+    elif os.geteuid() == 0:
         held = _capabilities()
         text = f"root, with {', '.join(held) or 'no capability that counts'}"
         enough = {"CAP_SYS_ADMIN", "CAP_SYS_PTRACE"} <= set(held) or {
@@ -193,19 +219,19 @@ def examine_rights() -> Iterator[Finding]:
             "CAP_PERFMON",
             "CAP_SYS_PTRACE",
         } <= set(held)
-        if enough:
-            yield Finding("has", "rights", text)
-        else:
-            yield Finding(
-                "hint",
-                "rights",
-                text,
-                "start this container with --cap-add BPF,PERFMON,SYS_PTRACE (docker) or the like",
-            )
+        # Without them the kernel refuses the BPF program, further down.
+        yield Finding("has" if enough else "lacks", "rights", text, "" if enough else _MORE_RIGHTS)
     elif shutil.which("sudo") and _succeeds("sudo", "-n", "true"):
         yield Finding("has", "rights", "sudo works without a password")
+    elif service.exists():
+        yield Finding("has", "rights", f"those of the service on {service}")
     else:
-        yield Finding("hint", "rights", "not root, and sudo asks for a password or is missing")
+        yield Finding(
+            "lacks",
+            "rights",
+            "not root, sudo asks for a password or is missing, and no service is installed",
+            _INSTALL_SERVICE,
+        )
 
 
 def _capabilities() -> list[str]:
@@ -225,9 +251,8 @@ _BCC = "import bcc, bcc.version; print(bcc.version.__version__, bcc.libbcc.lib._
 
 def examine_bcc() -> Iterator[Finding]:
     """Ask the distribution's Python for BCC."""
-    remedy = "sudo apt-get install python3-bpfcc"
     if not Path(_PYTHON).exists():
-        yield Finding("lacks", "bcc", f"there is no {_PYTHON}", remedy)
+        yield Finding("lacks", "bcc", f"there is no {_PYTHON}", _INSTALL_BCC)
         return
     answer = subprocess.run(
         [_PYTHON, "-I", "-c", _BCC], capture_output=True, text=True, check=False
@@ -237,7 +262,7 @@ def examine_bcc() -> Iterator[Finding]:
         yield Finding("has", "bcc", f"{version} ({library}) for {_PYTHON}")
     else:
         reason = answer.stderr.strip().rpartition("\n")[2]
-        yield Finding("lacks", "bcc", f"{_PYTHON} has none ({reason})", remedy)
+        yield Finding("lacks", "bcc", f"{_PYTHON} has none ({reason})", _INSTALL_BCC)
 
 
 def examine_perf_limits() -> Iterator[Finding]:
@@ -248,7 +273,12 @@ def examine_perf_limits() -> Iterator[Finding]:
         try:
             limits[name] = int((_SYSCTL / name).read_text())
         except OSError:
-            yield Finding("hint", name, "can't be read here")
+            yield Finding(
+                "hint",
+                name,
+                "can't be read here; what counts is tried further down",
+                "boot a kernel that has CONFIG_PERF_EVENTS=y, or mount /proc in this container",
+            )
     rate = limits.get("perf_event_max_sample_rate", DEFAULT_HZ)
     if rate < DEFAULT_HZ:
         yield Finding(
@@ -302,8 +332,6 @@ def examine_library() -> Iterator[Finding]:
 
 def examine_collector() -> Iterator[Finding]:
     """Reach a collector, have it load the BPF program, and record this process for a moment."""
-    from pystack_nb.collector.client import connect, disconnect  # noqa: PLC0415 - late, as above
-
     subject = "collector"
     try:
         client = connect()
@@ -318,7 +346,7 @@ def examine_collector() -> Iterator[Finding]:
         subject = "calls"
         yield from _record_my_calls()
     except PystackError as error:
-        yield Finding("lacks", subject, str(error))
+        yield Finding("lacks", subject, str(error), _remedy(error))
     finally:
         disconnect()
 
@@ -330,10 +358,14 @@ def examine_probe() -> Iterator[Finding]:
     try:
         load()
     except PystackError as error:
-        yield Finding("lacks", "probe", str(error))
+        yield Finding("lacks", "probe", str(error), _remedy(error))
     else:
         version = platform.python_version()
         yield Finding("has", "probe", f"sees every kind of call in CPython {version}")
+
+
+def _remedy(error: PystackError) -> str:
+    return _REMEDIES.get(type(error), _REPORT)
 
 
 def _record_my_calls() -> Iterator[Finding]:
@@ -356,7 +388,7 @@ def _record_my_calls() -> Iterator[Finding]:
         yield Finding("has", "calls", f"{calls} of {_TRIAL_CALLS} recorded")
     else:
         text = f"{calls} of {_TRIAL_CALLS} recorded"
-        yield Finding("lacks", "calls", text, "report this with these lines")
+        yield Finding("lacks", "calls", text, _REPORT)
 
 
 def _record_myself() -> Finding:
@@ -375,7 +407,7 @@ def _record_myself() -> Finding:
         "lacks",
         "recording",
         f"not one sample of {_TRIAL_SECONDS:g} s of Python",
-        "report this with these lines",
+        _REPORT,
     )
 
 

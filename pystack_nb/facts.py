@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from pystack_nb import event_file, wire
+from pystack_nb.collector.counters import Counter
 
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class Facts:
     Attributes
     ----------
     counters : dict of str to int
-        The newest PST_STATS, by the names of `wire.Counter` in lower case.
+        The newest PST_STATS, by the names of `Counter` in lower case.
     event_blocks : list of dict
         The events that the process told of itself.
     """
@@ -60,7 +61,6 @@ class Facts:
         end_ns = self._integer("end_ns", max(self._stats_ns or 0, last_ns or 0) or start_ns)
         lost = {
             "ring-buffer-full": self.counters["ring_full"],
-            "map-full": 0,  # such a sample arrives, without a name: it is incomplete
             "disk-full": self.counters["disk_full"],
             "rights-changed": self.counters["denied"],
         }
@@ -169,7 +169,7 @@ def _refuse(constant: str) -> None:
 
 def _read_stats(records: Records) -> tuple[int | None, dict[str, int]]:
     stats = records.of(wire.RecordType.STATS, wire.STATS).heads
-    names = [x.name.lower() for x in wire.Counter]
+    names = [x.name.lower() for x in Counter]
     if not len(stats):
         return None, dict.fromkeys(names, 0)
     newest = stats[int(stats["ts_ns"].argmax())]

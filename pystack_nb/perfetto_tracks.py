@@ -48,16 +48,22 @@ class Tracks:
         Columns ``pid`` and ``tid``, repetitions allowed; ``tid`` 0 stands for the process.
     names : mapping of (int, int) to str
         What is known of the threads' names, by pid and tid.
+    processes : mapping of int to str
+        What is known of the processes' names, by pid.
     """
 
     def __init__(
-        self, threads: pd.DataFrame, names: Mapping[tuple[int, int], str] | None = None
+        self,
+        threads: pd.DataFrame,
+        names: Mapping[tuple[int, int], str] | None = None,
+        processes: Mapping[int, str] | None = None,
     ) -> None:
         distinct = threads[["pid", "tid"]].drop_duplicates().sort_values(["pid", "tid"])
         self._threads = [
             (int(pid), int(tid)) for pid, tid in zip(distinct["pid"], distinct["tid"], strict=True)
         ]
         self._names = names or {}
+        self._processes = processes or {}
 
     @classmethod
     def of_recording(cls, recording: Recording) -> Self:
@@ -75,7 +81,9 @@ class Tracks:
         for pid, tid in zip(threads["pid"].tolist(), threads["tid"].tolist(), strict=True):
             if name := given.get(str(tid)) or given.get(tid) or comms.get((pid, tid)):
                 names[pid, tid] = str(name)
-        return cls(threads, names)
+        # The kernel's name of the first thread is the program's; threading has another for it.
+        processes = {pid: str(comm) for (pid, tid), comm in comms.items() if pid == tid and comm}
+        return cls(threads, names, processes)
 
     @staticmethod
     def of(table: pd.DataFrame) -> set[tuple[int, int]]:
@@ -97,7 +105,8 @@ class Tracks:
             packet = pb.TracePacket()
             packet.track_descriptor.uuid = self.process(pid)
             packet.track_descriptor.process.pid = pid
-            packet.track_descriptor.process.process_name = self._name(pid, pid, "python")
+            name = printable(self._processes.get(pid, "python"))
+            packet.track_descriptor.process.process_name = name
             yield packet
         for pid, tid in self._threads:
             if tid:
@@ -106,11 +115,9 @@ class Tracks:
                 packet.track_descriptor.parent_uuid = self.process(pid)
                 packet.track_descriptor.thread.pid = pid
                 packet.track_descriptor.thread.tid = tid
-                packet.track_descriptor.thread.thread_name = self._name(pid, tid, str(tid))
+                name = printable(self._names.get((pid, tid), str(tid)))
+                packet.track_descriptor.thread.thread_name = name
                 yield packet
-
-    def _name(self, pid: int, tid: int, otherwise: str) -> str:
-        return printable(self._names.get((pid, tid), otherwise))
 
 
 def event_packets(

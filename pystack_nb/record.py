@@ -300,11 +300,24 @@ def _write(profiler: PyStackProfiler, request: Request) -> None:
     recording = profiler.recording
     if recording is None:
         return
+    if request.output is not None:
+        recording.export(request.output)  # first: what is told next may find nobody
     _say(summary(recording))
     if request.output is not None:
-        recording.export(request.output)
         _say(f"written: {request.output}")
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")  # standard output is the program's
+    """Tell on standard error, since standard output is the program's.
+
+    That nobody can read it is no reason to lose the recording or the program's status.
+    """
+    if sys.stderr is None:  # closed before this process began
+        return
+    try:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+    except OSError:
+        # Else Python itself would fail once more when it ends.
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a descriptor is what is needed
+            os.dup2(nowhere.fileno(), sys.stderr.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -257,6 +258,22 @@ def load(path: str | os.PathLike[str]) -> Recording:
         f"there is no recording at {source}; give the folder that save wrote, "
         "or the file that to_json wrote"
     )
+
+
+def trace_list(x: object) -> list[Any]:
+    """Take what a converter was given for the list of ``get_stack_traces()``.
+
+    Raises
+    ------
+    RecordingFormatError
+        If it is no such list; `from_traces` looks at the entries.
+    """
+    if isinstance(x, Mapping | str | bytes) or not isinstance(x, Iterable):
+        raise RecordingFormatError(
+            f"{type(x).__name__} is neither a Recording nor the list of get_stack_traces(): give "
+            "one of these, such as pystack_nb.last() after a recording"
+        )
+    return list(x)
 
 
 def from_traces(traces: list[dict[str, Any]]) -> Recording:

@@ -11,6 +11,8 @@ from enum import IntEnum, IntFlag
 
 import numpy as np
 
+from pystack_nb.collector.counters import COUNTERS
+
 
 FILE_MAGIC = b"PYSTACK\n"
 FORMAT = 1
@@ -51,28 +53,13 @@ class SampleFlag(IntFlag):
     NATIVE_MISSING = 1 << 4
     KERNEL_MISSING = 1 << 5
     KERNEL_MODE = 1 << 6
+    MAP_FULL = 1 << 7
 
 
 class CallsFlag(IntFlag):
     """How a batch of calls came: ``enum pst_calls_flag``."""
 
     REST = 1 << 0
-
-
-class Counter(IntEnum):
-    """Index into the counters of a stats record: ``enum pst_counter``."""
-
-    TICKS = 0
-    HITS = 1
-    RING_FULL = 2
-    DENIED = 3
-    NAME_LOST = 4
-    MAP_FULL = 5
-    DISK_FULL = 6
-    CALLS_LOST = 7
-
-
-COUNTERS = 8
 
 
 class ClockSource(IntEnum):

@@ -13,6 +13,7 @@ import struct
 
 from typing import Any, NamedTuple
 
+from .counters import COUNTERS
 from .protocol import CollectorProblem
 
 
@@ -32,7 +33,7 @@ _ADDRESSES = struct.Struct("<IHHiI")
 _STACK = struct.Struct("<IHHiI")
 _NATIVE_FRAME = struct.Struct("<QII")
 _SYMBOL = struct.Struct("<IHHIIQII")
-_STATS = struct.Struct("<IHHQ8Q")
+_STATS = struct.Struct(f"<IHHQ{COUNTERS}Q")
 _CLOCK = struct.Struct("<IHHI4x3Q")
 _KERNEL_LAYOUT = struct.Struct("<6I")
 

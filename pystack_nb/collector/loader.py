@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .counters import COUNTERS, Counter
 from .drain import Drain, Library
+from .kernel_names import KernelNames
 from .native import Symbols
 from .program import compile_program, import_bcc, load_function
 from .protocol import CollectorProblem
@@ -25,9 +27,7 @@ if TYPE_CHECKING:
 _PROGRAMS = (b"pystack_sample", b"pystack_identify", b"pystack_name")
 _TAIL_CALLS = {0: b"pystack_identify", 1: b"pystack_name"}
 
-_TICKS, _HITS, _RING_FULL, _DENIED, _, _, _DISK_FULL, _CALLS_LOST = range(8)
-_COUNTERS = 8
-_COUNTERS_STRUCT = struct.Struct(f"<{_COUNTERS}Q")
+_COUNTERS_STRUCT = struct.Struct(f"<{COUNTERS}Q")
 
 _STATS_EVERY_NS = 1_000_000_000
 _CPUCLOCK_SCHED = 2
@@ -88,14 +88,15 @@ class Sampler:
             functions = {
                 name: load_function(self._bpf, name, bcc.BPF.PERF_EVENT) for name in _PROGRAMS
             }
-            calls = self._bpf[b"calls"]
+            programs = self._bpf[b"programs"]
             for index, name in _TAIL_CALLS.items():
-                calls[ctypes.c_int(index)] = ctypes.c_int(functions[name].fd)
+                programs[ctypes.c_int(index)] = ctypes.c_int(functions[name].fd)
         except BaseException:
             self._bpf.cleanup()
             raise
         self._sample = functions[b"pystack_sample"]
         self._uprobes = Uprobes(bcc, self._bpf)
+        self._kernel_names = KernelNames(bcc.BPF.ksym)
         self._cpus = max(bcc.utils.get_possible_cpus()) + 1
         self._epoch = self._recordings = 0
         self._recording: _Recording | None = None
@@ -117,7 +118,8 @@ class Sampler:
             ``pid``, ``tgid`` and ``pidns`` (st_dev, st_ino) of the target, ``hz``, ``layout`` or
             None, ``rights`` (``ids``, ``permitted``) or None, ``maps`` (of the target, open; the
             caller's as `fd` is), ``kernel_stacks``, ``uid``, ``gid``; ``sample``, whether there
-            is to be a timer; ``calls``, the `SharedCalls` of the target's probe (the caller's as
+            is to be a timer; ``whole_program``, whether nothing of the target's first moments may
+            be missed; ``calls``, the `SharedCalls` of the target's probe (the caller's as
             `fd` is) or None, and then its ``site``, which is needed until this returns.
         """
         self._clear()
@@ -125,6 +127,11 @@ class Sampler:
         calls: SharedCalls | None = config["calls"]
         if calls:
             self._uprobes.attach(config["site"], config["pid"])
+        if config["sample"] and config["kernel_stacks"]:
+            self._kernel_names.begin()
+            if config["whole_program"]:
+                # Not while the program runs: on a machine with few CPUs they would be its own.
+                self._kernel_names.wait()
         drain = Drain(
             self._library,
             self._bpf[b"ring"].map_fd,
@@ -133,7 +140,7 @@ class Sampler:
             calls.fd if calls else -1,
         )
         try:
-            symbols = Symbols(drain, config["maps"], self._kernel_name)
+            symbols = Symbols(drain, config["maps"], self._kernel_names)
             self._recording = recording = _Recording(drain, symbols, config)
             if calls:
                 drain.append_clock(calls.clock)
@@ -163,9 +170,8 @@ class Sampler:
         The former program's is not looked at any more, and may be closed.
         """
         recording = self._current()
-        recording.drain.flush()  # what there still is was sampled in the former program
-        recording.symbols.tell(recording.drain.addresses(), last=True)
-        recording.symbols.follow(maps)
+        recording.drain.flush()
+        recording.symbols.follow(maps, recording.drain.addresses())
         recording.config["rights"] = rights
         self._configure()
 
@@ -175,7 +181,7 @@ class Sampler:
         recording.symbols.tell(recording.drain.addresses())
         recording.look_at_cpu_time()
         if recording.config["calls"]:
-            recording.drain.not_copied(self._kernel_counters()[_CALLS_LOST])
+            recording.drain.not_copied(self._kernel_counters()[Counter.CALLS_LOST])
         now = time.monotonic_ns()
         if now - recording.stats_ns >= _STATS_EVERY_NS:
             self._append_stats(now)
@@ -185,6 +191,7 @@ class Sampler:
         recording = self._current()
         recording.drain.flush()
         recording.symbols.tell(recording.drain.addresses(), last=True)
+        recording.symbols.tell_kernel()
         self._append_stats(time.monotonic_ns())
         recording.drain.flush()
 
@@ -204,14 +211,13 @@ class Sampler:
             "start_ns": recording.start_ns,
             "end_ns": recording.end_ns,
             "cpu_ns": recording.cpu_ns,
-            "ticks": counters[_TICKS],
-            "hits": counters[_HITS],
+            "ticks": counters[Counter.TICKS],
+            "hits": counters[Counter.HITS],
             "lost_by_cause": {
-                "ring-buffer-full": counters[_RING_FULL],
-                "map-full": 0,  # such a sample arrives, without a name: it is incomplete
-                "disk-full": counters[_DISK_FULL],
-                "rights-changed": counters[_DENIED],
-                "calls-not-copied": counters[_CALLS_LOST] - lost.batches,
+                "ring-buffer-full": counters[Counter.RING_FULL],
+                "disk-full": counters[Counter.DISK_FULL],
+                "rights-changed": counters[Counter.DENIED],
+                "calls-not-copied": counters[Counter.CALLS_LOST] - lost.batches,
                 "calls-disk-full": lost.batches,
             },
             "error": "spool-full" if error else None,
@@ -351,8 +357,8 @@ class Sampler:
     def _counters(self) -> list[int]:
         counters = self._kernel_counters()
         _, lost = self._current().drain.error()
-        counters[_DISK_FULL] = lost.samples
-        counters[_CALLS_LOST] += lost.batches + lost.refused
+        counters[Counter.DISK_FULL] = lost.samples
+        counters[Counter.CALLS_LOST] += lost.batches + lost.refused
         return counters
 
     def _kernel_counters(self) -> list[int]:
@@ -368,10 +374,6 @@ class Sampler:
         recording = self._current()
         recording.stats_ns = now
         recording.drain.append_stats(now, self._counters())
-
-    def _kernel_name(self, address: int) -> bytes:
-        name: bytes = self._bcc.BPF.ksym(address)
-        return name or b"[unknown]"
 
 
 class _Recording:

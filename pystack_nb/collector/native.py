@@ -16,9 +16,10 @@ from .drain import PST_KERNEL, PST_MODULE, Symbol
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from .drain import Addresses, Drain
+    from .kernel_names import KernelNames
 
 _MAX_SYMBOL = 4096
 _MAX_MAPS = 32 << 20  # bytes of /proc/PID/maps; vm.max_map_count allows about 8 MiB
@@ -38,25 +39,38 @@ class Symbols:
     maps
         The target's ``/proc/PID/maps``, open; it stays the caller's. What it shows is of the
         program that was running then, and of no other that takes its place.
-    kernel_name
-        Gives the name of the kernel function at an address.
+    kernel_names
+        Names of the kernel's functions.
     """
 
-    def __init__(self, drain: Drain, maps: int, kernel_name: Callable[[int], bytes]) -> None:
+    def __init__(self, drain: Drain, maps: int, kernel_names: KernelNames) -> None:
         self._drain = drain
         self._maps = maps
-        self._kernel_name = kernel_name
+        self._kernel_names = kernel_names
         self._ids: dict[Symbol, int] = {}
         self._starts: list[int] = []
         self._ends: list[int] = []
         self._files: list[tuple[int, Symbol]] = []
         self._waiting: list[Addresses] = []
+        self._waiting_kernel: list[Addresses] = []
         self._next_look = 0.0
         self.refresh()
 
-    def follow(self, maps: int) -> None:
-        """Go on with the memory map of another program that the target executes."""
+    def follow(self, maps: int, stacks: Iterable[Addresses]) -> None:
+        """Go on with the memory map of another program that the target executes.
+
+        Parameters
+        ----------
+        maps
+            As for the class.
+        stacks
+            Those up to now: of the former program, and, since it takes some milliseconds to see
+            that there is another one, the first of this.
+        """
+        self._sort_in(stacks)
+        self._tell_known()
         self._maps = maps
+        self._next_look = 0.0
         self.refresh()
 
     def refresh(self) -> None:
@@ -88,33 +102,49 @@ class Symbols:
         """Append what each of `stacks` stands for.
 
         Those with an address that is unknown wait until the mappings may be read again, or until
-        `last`; a library that was loaded meanwhile is found then.
+        `last`; a library that was loaded meanwhile is found then. Those of the kernel wait until
+        its names have been read.
         """
-        known: list[Addresses] = []
-        unknown: list[Addresses] = []
-        for stack in (*self._waiting, *stacks):
-            (unknown if self._is_unknown(stack) else known).append(stack)
+        self._sort_in(stacks)
+        self._tell_known()
         begun = time.monotonic()
-        if unknown and (last or begun >= self._next_look):
+        if self._waiting and (last or begun >= self._next_look):
             self.refresh()
             now = time.monotonic()
             self._next_look = now + _REST * (now - begun)
             last = True
-        if last or len(unknown) > _MAX_WAITING:
-            known += unknown
-            unknown = []
-        self._waiting = unknown
-        for stack in known:
-            if stack.kind == PST_KERNEL:
-                names = [self._kernel_name(a)[:_MAX_SYMBOL] for a in stack.addresses]
-                frames = [(0, self._id(Symbol(PST_KERNEL, name))) for name in names]
-            else:
-                frames = self._native(stack.addresses)
+        if last or len(self._waiting) > _MAX_WAITING:
+            waiting, self._waiting = self._waiting, []
+            for stack in waiting:
+                self._append_native(stack)
+
+    def tell_kernel(self) -> None:
+        """Append what the kernel's stacks stand for, whose names are waited for."""
+        waiting, self._waiting_kernel = self._waiting_kernel, []
+        for stack in waiting:
+            names = [self._kernel_names.name(a)[:_MAX_SYMBOL] for a in stack.addresses]
+            frames = [(0, self._id(Symbol(PST_KERNEL, name))) for name in names]
             self._drain.append_stack(stack.stack_id, stack.kind, frames)
 
+    def _sort_in(self, stacks: Iterable[Addresses]) -> None:
+        for stack in stacks:
+            kernel = stack.kind == PST_KERNEL
+            (self._waiting_kernel if kernel else self._waiting).append(stack)
+
+    def _tell_known(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for stack in waiting:
+            if self._is_unknown(stack):
+                self._waiting.append(stack)
+            else:
+                self._append_native(stack)
+        if self._kernel_names.ready:
+            self.tell_kernel()
+
+    def _append_native(self, stack: Addresses) -> None:
+        self._drain.append_stack(stack.stack_id, stack.kind, self._native(stack.addresses))
+
     def _is_unknown(self, stack: Addresses) -> bool:
-        if stack.kind == PST_KERNEL:
-            return False
         for depth, address in enumerate(stack.addresses):
             if self._find(address - (depth > 0)) < 0:
                 return _LOWEST <= address < _USER_SPACE  # else no code will ever be there

@@ -144,6 +144,9 @@ class Trace:
         self._calls_fd = calls_fd
         self._notes = Notes()
         self._maps = -1
+        self._program: tuple[object, ...] = ()
+        self._running: Sampler | None = None
+        self._at_gate = options.wait_python
         self._looking = options.wait_python
         self._looking_since = time.monotonic()
         client = peer.process
@@ -178,13 +181,14 @@ class Trace:
             "uid": self._peer.uid,
             "gid": self._peer.gid,
             "sample": self._options.sample,
+            "whole_program": self._options.wait_python,
             "calls": calls,
         }
         with self._site() as site:
-            self._sampler = self._prepare()
+            sampler = self._prepare()
             if not self.target.alive():
                 raise gone(self.target.pid)
-            begun = self._sampler.start(self._fd, {**config, "site": site})
+            begun = sampler.start(self._fd, {**config, "site": site})
         begun |= {
             "target_pid": tgid,
             "target_python": _version(interpreter),
@@ -192,11 +196,18 @@ class Trace:
             "notes": self._notes.sentences(),
         }
         try:
-            self._sampler.append_meta({"role": "collector", "event": "start", **begun})
+            sampler.append_meta({"role": "collector", "event": "start", **begun})
         except BaseException:
-            self._sampler.stop()  # before the file is closed that it writes to
+            sampler.stop()  # before the file is closed that it writes to
             raise
+        self._running = sampler
         return begun
+
+    @property
+    def _sampler(self) -> Sampler:
+        if self._running is None:
+            raise CollectorProblem("internal", "this recording has not begun: start it.")
+        return self._running
 
     @property
     def period(self) -> float:
@@ -259,13 +270,14 @@ class Trace:
         )
 
     def close(self) -> None:
-        """Let go of the files and of the target."""
-        os.close(self._fd)
-        if self._calls_fd is not None:
-            os.close(self._calls_fd)
-        if self._maps >= 0:
-            os.close(self._maps)
-        self.target.close()
+        """Let go of the files and of the target, however far `start` came."""
+        with contextlib.ExitStack() as closing:
+            closing.callback(os.close, self._fd)
+            if self._calls_fd is not None:
+                closing.callback(os.close, self._calls_fd)
+            if self._maps >= 0:
+                closing.callback(os.close, self._maps)
+            closing.callback(self.target.close)
 
     def _shared_calls(self) -> SharedCalls | None:
         if self._calls_fd is None:
@@ -309,7 +321,10 @@ class Trace:
             self._sampler.set_access(_as_dict(rights), maps)
             os.close(self._maps)
             self._maps = maps
-            self._append_note("the target executed another program")
+            # A program that was just started is new anyway, until an interpreter is found.
+            if not (self._at_gate and self._looking):
+                self._append_note("the target executed another program")
+            self._at_gate = False
             self._looking = True
             self._looking_since = time.monotonic()
         if self._looking and (interpreter := self._find_interpreter()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -92,12 +93,45 @@ def test_a_program_is_recorded_to_its_end_and_its_status_is_handed_on(tmp_path: 
     assert recording.info["complete"]
 
 
+def test_a_program_of_a_moment_is_recorded_from_its_first_milliseconds(tmp_path: Path) -> None:
+    program, target = tmp_path / "program.py", tmp_path / "out.json"
+    program.write_text(SPIN + "spin(0.15)")
+    done = record("--hz", "999", "-o", target, "--", sys.executable, program)
+    assert done.returncode == 0
+    assert "no Python was recorded" not in done.stderr
+    # THEN most samples have Python frames, and hardly one lacks its native ones
+    recording = load(target)
+    in_python = recording.samples["function"].notna()
+    assert in_python.mean() > 0.5
+    first = recording.samples["ts_ns"][in_python].min() - recording.samples["ts_ns"].min()
+    assert first < 100e6
+    assert recording.info["incomplete_by_cause"]["native-stack-missing"] < 0.2 * len(in_python)
+    # THEN the gate, which was a program too, is not spoken of
+    assert recording.info["notes"] == []
+
+
 def test_without_a_path_a_summary_is_printed_and_nothing_left(tmp_path: Path) -> None:
     done = record("--", sys.executable, "-c", SPIN + "spin(0.2)", cwd=tmp_path)
     assert done.returncode == 0
     assert done.stdout == ""
     assert "spin" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("nobody", ["2>&-", "2>&1 | true"])
+def test_a_recording_is_written_when_nobody_reads_what_is_told(nobody: str, tmp_path: Path) -> None:
+    target = tmp_path / "out.json"
+    program = shlex.join([sys.executable, "-c", SPIN + "spin(0.2); sys.exit(7)"])
+    command = f"{shlex.join([*CLI, 'record', '-o', str(target), '--'])} {program} {nobody}"
+    done = subprocess.run(
+        ["/bin/bash", "-c", f"{command}; echo ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "spin" in functions(load(target))
+    assert done.stdout == "7\n"
+    assert done.stderr == ""
 
 
 def test_a_program_gets_its_arguments_and_its_standard_input() -> None:

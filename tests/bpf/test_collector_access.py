@@ -229,7 +229,6 @@ def test_a_recording_ends_when_its_target_takes_another_users_rights(service, pu
     lost = ended["lost_by_cause"]
     assert set(lost) == {
         "ring-buffer-full",
-        "map-full",
         "disk-full",
         "rights-changed",
         "calls-not-copied",

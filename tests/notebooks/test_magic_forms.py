@@ -53,6 +53,16 @@ def test_a_semicolon_silences_the_line_form(kernel):
     assert kernel.run("%pystack --quiet 6 * 7;").value is None
 
 
+def test_a_line_in_a_cell_whose_calls_are_recorded_says_what_to_do_and_that_works(kernel):
+    outcome = kernel.run("%%pystack --quiet -o outer\n%pystack --quiet 6 * 7")
+    assert outcome.error == "ProfilerStateError"
+    assert "recorded already" in outcome.message
+    assert "give it --mode sample" in outcome.message
+    assert kernel.evaluate("outer.info['error']") is None
+    outcome = kernel.run("%%pystack --quiet -o outer\n%pystack --quiet --mode sample 6 * 7")
+    assert outcome.value == "42"
+
+
 def test_the_line_form_sees_the_locals_around_it(kernel):
     kernel.run(
         "def inside(x):\n    return get_ipython().run_line_magic('pystack', '--quiet x + 1')"

@@ -6,6 +6,7 @@ from synthetic import PID, START_NS, frame, make_recording
 from trace_processor import TraceProcessor
 
 from pystack_nb import perfetto_trace_pb2
+from pystack_nb.convert_to_json import convert_to_json
 from pystack_nb.convert_to_perfetto import convert_to_perfetto, write_perfetto
 from pystack_nb.errors import ExportPathError, RecordingFormatError
 
@@ -174,6 +175,21 @@ def test_text_that_is_no_utf8_is_written_escaped():
         assert trace.rows("select string_value from args where key = 'debug.path'") == [
             (r"\udcff",)
         ]
+
+
+def test_a_process_is_called_by_its_program_and_not_as_threading_calls_its_first_thread():
+    recording = make_recording([(0, PID, ["f"])], thread_names={PID: "MainThread"})
+    with TraceProcessor(convert_to_perfetto(recording)) as trace:
+        assert trace.rows(f"select name from thread where tid = {PID}") == [("MainThread",)]
+        (comm,) = set(recording.samples["comm"])
+        assert trace.rows(f"select name from process where pid = {PID}") == [(comm,)]
+
+
+@pytest.mark.parametrize("convert", [convert_to_perfetto, convert_to_json])
+@pytest.mark.parametrize("given", [None, 5, {}, "run", b"run"])
+def test_what_is_neither_a_recording_nor_a_list_is_refused(convert, given):
+    with pytest.raises(RecordingFormatError, match=r"get_stack_traces\(\): give one of these"):
+        convert(given)
 
 
 def test_a_list_of_something_else_is_refused():

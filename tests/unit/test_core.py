@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 
+from pathlib import Path
+
 import pytest
 import spools
 
 import pystack_nb
 
 from pystack_nb import PyStackProfiler, core
-from pystack_nb.errors import CollectorError, OptionError
+from pystack_nb.errors import CollectorError, OptionError, ProfilerStateError
 from pystack_nb.spool import SUFFIX, spool_folder
 
 
@@ -86,6 +88,47 @@ def test_what_a_mode_or_source_cannot_do_is_said_with_what_can(pid):
     else:
         with pytest.raises(OptionError, match="use mode='sample' for it"):
             PyStackProfiler(mode="calls").start_profiling(pid=pid)
+
+
+SECOND = """
+from pystack_nb import PyStackProfiler, core
+from pystack_nb.errors import ProfilerStateError
+
+def refuse():
+    print("connected")
+core.connect = refuse
+with PyStackProfiler(mode="calls", source="inprocess"):
+    second = PyStackProfiler(mode="sample,calls")
+    try:
+        second.start_profiling()
+    except ProfilerStateError as error:
+        print(error)
+"""
+
+
+def test_a_second_recording_of_calls_is_refused_before_a_collector_is_sought(runtime):
+    done = subprocess.run(
+        [sys.executable, "-c", SECOND], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("this process's calls are being recorded already")
+    assert "give it --mode sample" in done.stdout
+    assert list(runtime.rglob(f"*{SUFFIX}")) == []
+
+
+def test_what_was_begun_is_taken_back_when_the_probe_cannot_start(runtime, monkeypatch):
+    class Occupied(core.Probe):
+        def start(self, *_):
+            raise ProfilerStateError("another tool is there: stop it.")
+
+    monkeypatch.setattr(core, "Probe", Occupied)
+    before = {*Path("/proc/self/fd").iterdir()}
+    profiler = PyStackProfiler(mode="calls", source="inprocess")
+    with pytest.raises(ProfilerStateError, match="another tool"):
+        profiler.start_profiling()
+    with pytest.raises(ProfilerStateError, match="nothing is being recorded"):
+        profiler.stop_profiling()
+    assert {*Path("/proc/self/fd").iterdir()} == before
+    assert list(runtime.rglob("*.*")) == []
 
 
 KILLED = """

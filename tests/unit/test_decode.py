@@ -172,10 +172,11 @@ def test_an_instruction_without_a_line_has_line_0_and_is_not_counted():
 
 def test_each_cause_of_incompleteness_is_counted_once_a_sample():
     flags = {"too-deep": 1, "memory-not-readable": 2, "code-not-named": 4}
-    flags |= {"native-stack-missing": 16, "kernel-stack-missing": 32}
-    rec = recording(*(spools.sample(n, flags=x) for n, x in enumerate([*flags.values(), 63, 0])))
+    flags |= {"native-stack-missing": 16, "kernel-stack-missing": 32, "map-full": 128}
+    whole = sum(flags.values())
+    rec = recording(*(spools.sample(n, flags=x) for n, x in enumerate([*flags.values(), whole, 0])))
     assert rec.info["incomplete_by_cause"] == dict.fromkeys(flags, 2)
-    assert rec.info["incomplete"] == 6
+    assert rec.info["incomplete"] == 7
 
 
 def test_what_was_lost_is_the_newest_count_by_cause():
@@ -186,7 +187,6 @@ def test_what_was_lost_is_the_newest_count_by_cause():
     )
     assert rec.info["lost_by_cause"] == {
         "ring-buffer-full": 5,
-        "map-full": 0,
         "disk-full": 7,
         "rights-changed": 8,
     }
@@ -195,9 +195,10 @@ def test_what_was_lost_is_the_newest_count_by_cause():
 
 
 def test_a_full_map_loses_a_name_and_no_sample():
-    flag = spools.sample(5, [(0, 0)], flags=4)
+    flag = spools.sample(5, [(0, 0)], flags=128)
     rec = recording(flag, spools.stats(10, hits=1, map_full=3), spools.end(reason="stopped"))
-    assert rec.info["incomplete_by_cause"]["code-not-named"] == 1
+    assert rec.info["incomplete_by_cause"]["map-full"] == 1
+    assert rec.info["incomplete"] == 1
     assert rec.info["lost"] == sum(rec.info["lost_by_cause"].values()) == 0
     assert rec.info["counters"]["hits"] == len(rec.samples) + rec.info["lost"]
     assert rec.info["counters"]["map_full"] == 3

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import subprocess
 import sys
+import threading
 
 from pathlib import Path
 
 import pytest
 
 from pystack_nb.collector import native
-from pystack_nb.collector.drain import PST_MODULE, Addresses
+from pystack_nb.collector.drain import PST_KERNEL, PST_MODULE, Addresses
+from pystack_nb.collector.kernel_names import KernelNames
 from pystack_nb.collector.native import Symbols
 
 
@@ -30,10 +33,13 @@ class Drained:
         self.stacks[stack_id] = [self.paths[symbol] for _, symbol in frames]
 
 
-def symbols_of(pid):
+def maps_of(pid):
+    return os.open(f"/proc/{pid}/maps", os.O_RDONLY)
+
+
+def symbols_of(pid, kernel_name=lambda _: b""):
     drained = Drained()
-    maps = os.open(f"/proc/{pid}/maps", os.O_RDONLY)
-    return Symbols(drained, maps, lambda _: b""), drained
+    return Symbols(drained, maps_of(pid), KernelNames(kernel_name)), drained
 
 
 def executable(pid, part):
@@ -52,28 +58,72 @@ def map_file(path):
     return mapped, executable(os.getpid(), path.name)
 
 
+@contextlib.contextmanager
+def two_programs():
+    """Yield a process that is a shell, and a function that makes it a Python."""
+    program = [sys.executable, "-c", "print(flush=True); input()"]
+    with subprocess.Popen(
+        ["sh", "-c", 'echo; read x; exec "$@"', "sh", *program], stdin=-1, stdout=-1, text=True
+    ) as child:
+        child.stdout.readline()
+
+        def go_on():
+            child.stdin.write("\n")
+            child.stdin.flush()
+            child.stdout.readline()
+
+        yield child.pid, go_on
+        child.communicate("\n")
+
+
 def test_the_files_of_another_program_in_its_place_are_not_looked_at():
     # GIVEN what was seen of a program
-    program = [sys.executable, "-c", "print(flush=True); input()"]
-    child = subprocess.Popen(
-        ["sh", "-c", 'echo; read x; exec "$@"', "sh", *program], stdin=-1, stdout=-1, text=True
-    )
-    child.stdout.readline()
-    symbols, drained = symbols_of(child.pid)
-    before = executable(child.pid, "libc.so")
-    # WHEN another one takes its place
-    child.stdin.write("\n")
-    child.stdin.flush()
-    child.stdout.readline()
-    after = executable(child.pid, "/python")
-    symbols.refresh()
-    symbols.tell(
-        [Addresses(1, PST_MODULE, (before,)), Addresses(2, PST_MODULE, (after,))], last=True
-    )
-    child.communicate("\n")
+    with two_programs() as (pid, go_on):
+        symbols, drained = symbols_of(pid)
+        before = executable(pid, "libc.so")
+        # WHEN another one takes its place
+        go_on()
+        after = executable(pid, "/python")
+        symbols.refresh()
+        symbols.tell(
+            [Addresses(1, PST_MODULE, (before,)), Addresses(2, PST_MODULE, (after,))], last=True
+        )
     # THEN the first one's addresses have their names still, and the other one's none
     assert drained.stacks[1][0].endswith("libc.so.6")
     assert drained.stacks[2] == []
+
+
+def test_what_comes_while_the_program_changes_is_named_by_the_one_that_it_is_of():
+    with two_programs() as (pid, go_on):
+        symbols, drained = symbols_of(pid)
+        before = executable(pid, "libc.so")
+        go_on()
+        after = executable(pid, "/python")
+        symbols.follow(
+            maps_of(pid),
+            [Addresses(1, PST_MODULE, (before,)), Addresses(2, PST_MODULE, (after,))],
+        )
+        symbols.tell([])
+    assert drained.stacks[1][0].endswith("libc.so.6")
+    assert "python" in Path(drained.stacks[2][0]).name
+
+
+def test_native_stacks_do_not_wait_for_the_kernels_names():
+    # GIVEN a table of the kernel's functions that is being read still
+    read = threading.Event()
+    symbols, drained = symbols_of(os.getpid(), lambda _: b"schedule" if read.wait(10) else b"")
+    symbols._kernel_names.begin()
+    native_address = executable(os.getpid(), "libc.so")
+    # WHEN stacks of both kinds come
+    symbols.tell(
+        [Addresses(1, PST_KERNEL, (2**64 - 4096,)), Addresses(2, PST_MODULE, (native_address,))],
+        last=True,
+    )
+    # THEN the kernel's is told when its names are there
+    assert list(drained.stacks) == [2]
+    read.set()
+    symbols.tell_kernel()
+    assert drained.stacks[1] == ["schedule"]
 
 
 def test_a_folder_may_have_a_carriage_return_in_its_name(tmp_path):

@@ -52,7 +52,7 @@ def test_a_rate_that_was_reached_is_told_as_it_was_asked(recording, reached):
 def test_loss_is_shown_by_cause_when_there_is_any(recording):
     recording.info.update(
         lost=1200,
-        lost_by_cause={"ring-buffer-full": 1200, "map-full": 0},
+        lost_by_cause={"ring-buffer-full": 1200, "disk-full": 0},
         incomplete=3,
         incomplete_by_cause={"too-deep": 2, "code-not-named": 1},
     )

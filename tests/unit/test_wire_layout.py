@@ -13,6 +13,7 @@ import pytest
 
 from pystack_nb import wire
 from pystack_nb.collector import drain
+from pystack_nb.collector.counters import COUNTERS, Counter
 
 
 HEADER_FILE = Path(__file__).resolve().parents[2] / "bpf" / "pystack_time.h"
@@ -50,7 +51,7 @@ CONSTANTS = {
     "PST_TIME_BITS": wire.TIME_BITS,
     "PST_OPERAND_BITS": wire.OPERAND_BITS,
     "PST_KIND_SHIFT": wire.KIND_SHIFT,
-    "PST_COUNTERS": wire.COUNTERS,
+    "PST_COUNTERS": COUNTERS,
     "PST_CALL_COUNTERS": wire.CALL_COUNTERS,
     "PST_PARTS": len(wire.TextPart),
     **{f"PST_{x.name}": x.value for x in wire.RecordType},
@@ -62,7 +63,7 @@ CONSTANTS = {
     "PST_RETURNED": wire.Leave.RETURNED,
     **{f"PST_{x.name}": x.value for x in wire.Leave},
     **{f"PST_WORD_{x.name}": x.value for x in wire.OtherWord},
-    **{f"PST_COUNT_{x.name}": x.value for x in wire.Counter},
+    **{f"PST_COUNT_{x.name}": x.value for x in Counter},
     **{f"PST_{x.name}": x.value for x in wire.TextPart},
     **{f"PST_{x.name}": x.value for x in wire.SymbolKind},
 }

@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * Which code object a frame runs, and what that is called.
+ */
+#ifndef PYSTACK_NAMES_BPF_H
+#define PYSTACK_NAMES_BPF_H
+
+#include "memory.bpf.h"
+
+/* Hash of up to 2 * DIGEST_SIZE bytes of memory: all, or the head and the tail. */
+static __always_inline int digest_bytes(struct scratch *s, u64 address, u64 size, u64 *hash)
+{
+	u64 h = mix(*hash, size);
+	u64 n = size;
+
+	PST_OPAQUE(n);
+	if (n > DIGEST_SIZE)
+		n = DIGEST_SIZE;
+	__builtin_memset(s->contents, 0, DIGEST_SIZE);
+	if (pst_read_user(s->contents, n, (void *)address))
+		return -1;
+	h = mix_words(h, s->contents, n > 128 ? DIGEST_SIZE : 128);
+	if (size > DIGEST_SIZE) {
+		if (pst_read_user(s->contents, DIGEST_SIZE, (void *)(address + size - DIGEST_SIZE)))
+			return -1;
+		h = mix_words(h, s->contents, DIGEST_SIZE);
+	}
+	*hash = h;
+	return 0;
+}
+
+static __always_inline int read_code(struct scratch *s, const struct pst_layout *at, u64 code)
+{
+	/* Up to and with co_linetable, the last member that is looked at. */
+	if (pst_read_user(s->code, 144, (void *)code))
+		return -1;
+	return field64(s->code, 8) == at->code_type ? 0 : -1;
+}
+
+#define NO_HASH ((u64) - 1)
+
+/* What str and bytes have alike: after the object's head the length, then the hash. */
+struct string_head {
+	u64 length;
+	u64 hash;
+	u64 state; /* of a str */
+};
+
+/* Find a part of the code object that read_code() has put into s->code. */
+static __always_inline int find_part(struct scratch *s, const struct pst_layout *at, u32 part,
+				     struct part *out)
+{
+	struct string_head head = {};
+	u32 offset = at->code_linetable;
+	u64 object;
+
+	if (part == PST_FILENAME)
+		offset = at->code_filename;
+	else if (part == PST_QUALNAME)
+		offset = at->code_qualname;
+	object = field64(s->code, offset);
+	if (pst_read_user(&head, sizeof(head), (void *)(object + 16)))
+		return -1;
+	out->hash = head.hash;
+	if (part == PST_LINETABLE) {
+		out->char_size = 1;
+		out->source = object + at->bytes_data;
+	} else {
+		/* The bit field of PyASCIIObject: interned 2, kind 3, compact 1, ascii 1. */
+		out->char_size = (head.state >> 2) & 7;
+		if (!(head.state & (1 << 5)) || !out->char_size || out->char_size > 4)
+			return -1;
+		out->source = object + (head.state & (1 << 6) ? at->ascii_data : at->compact_data);
+	}
+	out->total = head.length * out->char_size;
+	return 0;
+}
+
+/*
+ * Hash of a short line table, in one read; -1: it needs the long way.  What is read may
+ * reach beyond the object's end, and is not looked at there.
+ */
+static __always_inline int digest_short(struct scratch *s, u64 object, u64 *hash)
+{
+	u64 h, size, rest;
+
+	if (pst_read_user(s->contents, SHORT_SIZE, (void *)(object + 16)))
+		return -1;
+	size = *(u64 *)s->contents;
+	if (size > SHORT_SIZE - 16)
+		return -1;
+	h = mix(*hash, size);
+#pragma clang loop unroll(disable)
+	for (u32 i = 0; i < SHORT_SIZE - 16; i += 8) {
+		if (i >= size)
+			break;
+		rest = *(u64 *)(s->contents + 16 + i);
+		if (size - i < 8)
+			rest &= (1ULL << (8 * (size - i))) - 1;
+		h = mix(h, rest);
+	}
+	*hash = h;
+	return 0;
+}
+
+/* What the walk remembers of the frame before, whose file is mostly the same. */
+struct file_digest {
+	u64 object;
+	u64 hash;
+};
+
+/* Hash of the contents of a code object's strings. */
+static __always_inline int digest_code(struct scratch *s, const struct pst_layout *at,
+				       struct file_digest *file, u64 *hash)
+{
+	u64 filename = field64(s->code, at->code_filename);
+	struct part part = {};
+	u64 h = 0;
+
+	if (filename == file->object) {
+		*hash = mix(*hash, file->hash);
+	}
+#pragma clang loop unroll(disable)
+	for (u32 i = filename == file->object; i < PST_PARTS; i++) {
+		if (i == PST_LINETABLE && at->bytes_data == 32 &&
+		    !digest_short(s, field64(s->code, at->code_linetable), hash))
+			break;
+		if (find_part(s, at, i, &part))
+			return -1;
+		h = i == PST_FILENAME ? 0 : *hash;
+		/* A line table's hash is hardly ever known, and then only sometimes taken. */
+		if (i != PST_LINETABLE && part.hash != NO_HASH)
+			h = mix(mix(h, part.hash), part.total);
+		else if (digest_bytes(s, part.source, part.total, &h))
+			return -1;
+		if (i == PST_FILENAME) {
+			file->object = filename;
+			file->hash = h;
+			h = mix(*hash, h);
+		}
+		*hash = h;
+	}
+	return 0;
+}
+
+static __always_inline int identify(struct scratch *s, const struct pst_layout *at, u64 code,
+				    u32 epoch, struct file_digest *file, struct code_key *key)
+{
+	u32 version = 0;
+	u64 hash;
+
+	if (read_code(s, at, code))
+		return -1;
+	if (at->code_version)
+		version = field32(s->code, at->code_version);
+	hash = mix(mix(field32(s->code, at->code_first_line), version), epoch);
+	if (version) {
+		hash = mix(hash, field64(s->code, at->code_filename));
+		hash = mix(hash, field64(s->code, at->code_qualname));
+		hash = mix(hash, field64(s->code, at->code_linetable));
+	} else if (digest_code(s, at, file, &hash)) {
+		return -1;
+	}
+	key->address = code;
+	key->digest = hash;
+	return 0;
+}
+
+/* Find where the current part lies and how long it is; at the first, tell of the code. */
+static __always_inline int begin_part(struct scratch *s, const struct pst_layout *at,
+				      struct pending_code *p)
+{
+	struct naming *work = &s->naming;
+	struct pst_code *record = &s->code_record;
+
+	if (!work->part) {
+		if (read_code(s, at, p->key.address))
+			return -1;
+		record->header.size = sizeof(*record);
+		record->header.type = PST_CODE;
+		record->header.flags = 0;
+		record->code_id = p->code_id;
+		record->first_line = (s32)field32(s->code, at->code_first_line);
+		if (ring_output(record, sizeof(*record)))
+			return -1;
+	}
+	work->offset = 0;
+	work->begun = 1;
+	return find_part(s, at, work->part, &work->where);
+}
+
+/* Send the next piece of the current part. */
+static __always_inline int send_piece(struct scratch *s, struct pending_code *p)
+{
+	struct naming *work = &s->naming;
+	struct pst_text *text = &s->text;
+	u64 n = work->where.total - work->offset;
+
+	PST_OPAQUE(n);
+	if (n > PST_CHUNK_SIZE)
+		n = PST_CHUNK_SIZE;
+	if (pst_read_user(text->data, n, (void *)(work->where.source + work->offset)))
+		return -1;
+	text->header.size = sizeof(*text) - sizeof(text->data) + n;
+	text->header.type = PST_TEXT;
+	text->header.flags = 0;
+	text->code_id = p->code_id;
+	text->part = work->part;
+	text->char_size = work->where.char_size;
+	text->offset = work->offset;
+	text->total = work->where.total;
+	if (ring_output(text, sizeof(*text) - sizeof(text->data) + n))
+		return -1;
+	work->offset += n;
+	if (work->offset >= work->where.total) {
+		work->begun = 0;
+		work->part++;
+	}
+	return 0;
+}
+
+#endif

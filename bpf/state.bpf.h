@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * What the programs keep between two tail calls, and the keys of their maps.
+ */
+#ifndef PYSTACK_STATE_BPF_H
+#define PYSTACK_STATE_BPF_H
+
+#include "compat.h"
+#include "pystack_time.h"
+
+enum {
+	RING_PAGES = 4096, /* 16 MiB: twice what the probe lets be on its way */
+	CODE_ENTRIES = 65536,
+	STACK_ENTRIES = 32768,
+	OBJECT_SIZE = 256, /* bytes of a frame or code object that may be looked at */
+	DIGEST_SIZE = 512, /* of a string without a hash: this much at each end */
+	SHORT_SIZE = 256,  /* of a line table that takes one read, with its head */
+	IDENTIFY_FRAMES = 16,
+	NAME_STEPS = 24,
+	LARGEST_ID = 0x7fffffff,
+	LARGEST_FRAME = 1 << 20, /* of a native function; what is further away is no frame */
+	SUID_DUMP_USER = 1,
+	DUMPABLE_MASK = 3,
+};
+
+enum tail_call {
+	CALL_IDENTIFY = 0,
+	CALL_NAME = 1,
+};
+
+struct code_key {
+	u64 address;
+	u64 digest;
+};
+
+struct pending_code {
+	struct code_key key;
+	u32 code_id;
+	u32 reserved;
+};
+
+/* One of the strings of a code object: where it lies, as pst_text tells it. */
+struct part {
+	u64 source;
+	u64 hash; /* of the contents, if the object keeps it; NO_HASH: not computed yet */
+	u32 total;
+	u32 char_size;
+};
+
+/* Where pystack_name() stands between two tail calls. */
+struct naming {
+	u32 at; /* index into pending */
+	u32 part;
+	u32 begun; /* `where` is known */
+	u32 offset;
+	struct part where;
+};
+
+/*
+ * The C evaluations that a thread is in, up to 3.12: each has a CFrame, which knows the
+ * innermost Python frame and the CFrame around it.  An evaluation hangs its CFrame
+ * into the thread state before it has filled in the frame (Python/ceval.c), so for some
+ * nanoseconds the innermost one leads anywhere.  The first frame of an evaluation must
+ * therefore lead back to the frame that the CFrame around it knows.
+ */
+struct evaluation {
+	u64 around;    /* the CFrame around the present one */
+	u64 calling;   /* the frame that it knows */
+	u32 innermost; /* whether the walk is still in the innermost evaluation */
+	u32 reserved;
+};
+
+struct scratch {
+	/* The walk's state is kept in memory: the verifier follows each value of a register. */
+	struct evaluation evaluation;
+	struct pst_sample sample;
+	u64 codes[PST_MAX_FRAMES];
+	u32 identified;
+	u32 pending_count;
+	struct pending_code pending[PST_MAX_FRAMES];
+	struct naming naming;
+	struct pst_code code_record;
+	struct pst_text text;
+	struct pst_addresses addresses;
+	u8 frame[OBJECT_SIZE];
+	u8 code[OBJECT_SIZE];
+	u8 contents[DIGEST_SIZE];
+	u32 code_count; /* ids given out by this CPU, in this recording */
+	u32 stack_count;
+	u32 recording;
+};
+
+struct counters {
+	u64 at[PST_COUNTERS];
+};
+
+#endif
