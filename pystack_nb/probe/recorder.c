@@ -36,7 +36,7 @@ enum {
 struct recorder rec = {.spool = -1};
 __thread struct thread *this_thread __attribute__((tls_model("initial-exec")));
 
-/* A thread may end without the GIL while another one stops the recording. */
+/* What the end of a thread shares with the others: recorder.h says how. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_key_t key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -86,11 +86,14 @@ static void free_thread(struct thread *t)
 }
 
 static void keep_bound_of(struct thread *t);
+static bool send(struct thread *t);
+static void wait_for_drain(uint32_t recording);
 
 /* The end of a thread, after its last Python code and perhaps without the GIL. */
 static void thread_ends(void *arg)
 {
 	struct thread *t = arg, **at = &threads;
+	uint32_t recording = 0;
 
 	pthread_mutex_lock(&lock);
 	while (*at && *at != t)
@@ -98,12 +101,16 @@ static void thread_ends(void *arg)
 	if (*at)
 		*at = t->next;
 	if (t->batch && t->recording == rec.recording && rec.recording) {
-		recorder_flush(t);
+		recording = rec.recording;
+		if (t->batch->count)
+			send(t); /* over the bound, the next one who sends ends the recording */
 		t->batch->thread = 0;
 	} else {
 		keep_bound_of(t);
 	}
 	pthread_mutex_unlock(&lock);
+	if (recording)
+		wait_for_drain(recording);
 	/* Another library's destructor may yet run Python code here. */
 	this_thread = NULL;
 	free_thread(t);
@@ -216,6 +223,7 @@ int recorder_start(int fd, int spool, uint64_t max_events)
 		return error;
 	}
 	pthread_once(&once, make_key);
+	pthread_mutex_lock(&lock);
 	know_spool(spool);
 	rec.shared = memory;
 	rec.batches = (void *)((char *)memory + PST_BATCHES_AT);
@@ -232,6 +240,7 @@ int recorder_start(int fd, int spool, uint64_t max_events)
 	rec.shared->recording = ++recordings ? recordings : ++recordings;
 	read_pair(&rec.shared->start);
 	rec.recording = recordings;
+	pthread_mutex_unlock(&lock);
 	return 0;
 }
 
@@ -468,34 +477,36 @@ static int64_t pending(uint64_t drained)
 	return __atomic_load_n(&rec.shared->sent, __ATOMIC_RELAXED) - drained;
 }
 
-/* Let the drain follow, rather than lose anything. */
-static void wait_for_drain(void)
+/* Let the drain follow, rather than lose anything; without the lock, but for looking. */
+static void wait_for_drain(uint32_t recording)
 {
-	uint64_t seen = __atomic_load_n(&rec.shared->drained, __ATOMIC_RELAXED);
-	uint64_t begun = monotonic_ns(), since = begun, now;
+	const struct timespec pause = {.tv_nsec = WAIT_NS};
+	uint64_t begun = monotonic_ns(), since = begun, now = begun, seen = UINT64_MAX;
 
-	if (seen == left_behind) { /* still: wait once, not for each batch */
-		rec.shared->counters[PST_CALLS_GAVE_UP]++;
-		return;
-	}
+	pthread_mutex_lock(&lock);
+	/* Another thread may end the recording, also while this one ends. */
+	while (rec.shared && rec.shared->recording == recording && rec.spool < 0) {
+		uint64_t drained = __atomic_load_n(&rec.shared->drained, __ATOMIC_RELAXED);
 
-	while (pending(seen) > PST_PENDING_BATCHES) {
-		struct timespec pause = {.tv_nsec = WAIT_NS};
-		uint64_t drained;
-
-		nanosleep(&pause, NULL);
-		now = monotonic_ns();
-		drained = __atomic_load_n(&rec.shared->drained, __ATOMIC_RELAXED);
-		if (drained != seen) {
-			seen = drained;
+		if (pending(drained) <= PST_PENDING_BATCHES)
+			break;
+		if (drained != seen)
 			since = now;
-		} else if (now - since > PATIENCE_NS) {
-			left_behind = seen;
+		seen = drained;
+		/* What stands still is waited for once, not for each batch. */
+		if (drained == left_behind || now - since > PATIENCE_NS) {
+			left_behind = drained;
 			rec.shared->counters[PST_CALLS_GAVE_UP]++;
 			break;
 		}
+		pthread_mutex_unlock(&lock);
+		nanosleep(&pause, NULL);
+		now = monotonic_ns();
+		pthread_mutex_lock(&lock);
 	}
-	rec.shared->counters[PST_CALLS_WAITED_NS] += monotonic_ns() - begun;
+	if (now != begun && rec.shared && rec.shared->recording == recording)
+		rec.shared->counters[PST_CALLS_WAITED_NS] += now - begun;
+	pthread_mutex_unlock(&lock);
 }
 
 /* Write records as one block of a spool file. */
@@ -606,25 +617,24 @@ static void cut(struct pst_batch *b, uint64_t events)
 	b->count = kept;
 }
 
-/* Count the events of a thread's batch; false: it had too many, and was cut. */
+/* Count the events of a thread's batch; false: it had too many, and was cut.  Under the lock. */
 static bool keep_bound(struct thread *t)
 {
-	uint64_t count = t->batch->count - t->others;
-	/* Atomic: a thread ends without the GIL. */
-	uint64_t events = __atomic_add_fetch(&rec.events, count, __ATOMIC_RELAXED);
+	uint64_t count = t->batch->count - t->others, before = rec.events;
 
-	if (!rec.max_events || events < rec.max_events)
+	rec.events += count;
+	if (!rec.max_events || rec.events < rec.max_events)
 		return true;
-	events -= count;
-	cut(t->batch, events < rec.max_events ? rec.max_events - events : 0);
+	cut(t->batch, before < rec.max_events ? rec.max_events - before : 0);
+	rec.shared->counters[PST_CALLS_MAX_EVENTS] = 1;
 	return false;
 }
 
 /* The same, once recording has ended. */
 static void keep_bound_of(struct thread *t)
 {
-	if (!rec.bound_kept && t->batch && t->recording == rec.shared->recording && !keep_bound(t))
-		rec.shared->counters[PST_CALLS_MAX_EVENTS] = 1;
+	if (!rec.bound_kept && t->batch && t->recording == rec.shared->recording)
+		keep_bound(t);
 }
 
 void recorder_keep_bound(void)
@@ -636,30 +646,35 @@ void recorder_keep_bound(void)
 	pthread_mutex_unlock(&lock);
 }
 
-COLD void recorder_flush(struct thread *t)
+/* Send a batch off, by its own thread and under the lock; false: the recording is to end. */
+static bool send(struct thread *t)
 {
 	struct pst_batch *b = t->batch;
+	bool goes_on = keep_bound(t);
 
-	if (!b->count)
-		return;
-	if (!keep_bound(t)) {
-		rec.shared->counters[PST_CALLS_MAX_EVENTS] = 1;
-		rec.recording = 0;
-	}
 	t->others = 0;
-	evaluate_look();
 	if (rec.spool >= 0) {
 		write_batch(b, 0);
 	} else {
 		__atomic_fetch_add(&rec.shared->sent, 1, __ATOMIC_RELAXED);
 		pystack_probe_site(b);
-		if (pending(__atomic_load_n(&rec.shared->drained, __ATOMIC_RELAXED)) >
-		    PST_PENDING_BATCHES)
-			wait_for_drain();
 	}
 	/* In this order: killed in between, it has a number that has come already. */
 	__atomic_store_n(&b->count, 0, __ATOMIC_RELEASE);
 	__atomic_store_n(&b->sequence, b->sequence + 1, __ATOMIC_RELEASE);
+	return goes_on;
+}
+
+COLD void recorder_flush(struct thread *t)
+{
+	if (!t->batch->count)
+		return;
+	evaluate_look();
+	pthread_mutex_lock(&lock);
+	if (!send(t))
+		rec.recording = 0;
+	pthread_mutex_unlock(&lock);
+	wait_for_drain(t->recording);
 	begin_batch(t);
 }
 

@@ -4,7 +4,11 @@
  * is full, through the probe's site or to a file.  The structures are those of
  * bpf/pystack_time.h.
  *
- * Everything here runs with the GIL, but for the end of a thread.
+ * Everything here runs with the GIL, but for the end of a thread: that may come without it, and
+ * holds the recorder's lock.  So what it shares with others (the threads' list, which batches are
+ * in use, the in-process source's file, the count of events) is touched under the lock only; and
+ * what it but reads (whether, and how, calls are recorded) changes under both.  Nobody
+ * waits with the lock: new threads and a fork need it.
  */
 #ifndef PYSTACK_RECORDER_H
 #define PYSTACK_RECORDER_H
