@@ -12,8 +12,8 @@ static struct thread *thread_in(const PyThreadState *ts)
 
 	if (!rec.recording || !t || t->recording != rec.recording)
 		return NULL;
-	if (t->top->frame != current_frame(ts) && !rec.deep)
-		levels_find(t, current_frame(ts));
+	if (t->top->frame != current_frame(ts) && !rec.deep && !levels_find(t, current_frame(ts)))
+		return NULL;
 	return t->top != t->stack->levels && t->top->frame == current_frame(ts) ? t : NULL;
 }
 
@@ -258,7 +258,8 @@ static bool is_init(const Frame *f)
 /* Such a call begins, which the evaluator does not see; the same as in evaluate.c. */
 static void enter_init(struct thread *t, struct code *c, Frame *f)
 {
-	push(t, f->previous, f);
+	if (!push(t, f->previous, f))
+		return;
 
 	struct level *l = t->top;
 

@@ -42,6 +42,7 @@ static pthread_key_t key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static struct thread *threads;
 static uint32_t last_thread;
+static bool out_of_memory;   /* for the state of a thread */
 static uint64_t left_behind; /* what was drained when the drain was last given up */
 
 /*
@@ -235,6 +236,7 @@ int recorder_start(int fd, int spool, uint64_t max_events)
 	rec.max_events = max_events;
 	rec.bound_kept = false;
 	last_thread = 0;
+	out_of_memory = false;
 	left_behind = UINT64_MAX;
 	rec.deep = false;
 	rec.shared->recording = ++recordings ? recordings : ++recordings;
@@ -345,8 +347,10 @@ static struct stack *new_stack(struct thread *t)
 
 	if (s)
 		s->levels = calloc(LEVELS, sizeof(*s->levels));
-	if (!s || !s->levels)
-		Py_FatalError("pystack_nb: no memory for a stack of the recording");
+	if (!s || !s->levels) {
+		free(s);
+		return NULL;
+	}
 	s->limit = s->levels + LEVELS;
 	s->top = s->levels;
 	s->number = t->next_stack;
@@ -354,6 +358,17 @@ static struct stack *new_stack(struct thread *t)
 	s->next = t->stacks;
 	t->stacks = s;
 	return s;
+}
+
+/* This thread is not recorded, or no more; under the lock. */
+static void leave_out(struct thread *t)
+{
+	t->without = rec.recording;
+	rec.shared->counters[PST_CALLS_NO_BATCH]++;
+	if (t->batch)
+		t->batch->thread = 0;
+	t->batch = NULL;
+	t->recording = NO_RECORDING;
 }
 
 COLD struct thread *recorder_attach(void)
@@ -365,8 +380,11 @@ COLD struct thread *recorder_attach(void)
 	pthread_mutex_lock(&lock);
 	if (!t) {
 		t = calloc(1, sizeof(*t));
-		if (!t)
+		if (!t) { /* it will be asked for again: whoever that is counts as one */
+			rec.shared->counters[PST_CALLS_NO_BATCH] += !out_of_memory;
+			out_of_memory = true;
 			goto done;
+		}
 		t->next = threads;
 		threads = t;
 		this_thread = t;
@@ -381,13 +399,12 @@ COLD struct thread *recorder_attach(void)
 	t->unhooked = t->refused = false;
 	t->recording = NO_RECORDING;
 	t->batch = take_batch();
-	if (!t->batch) {
-		t->without = rec.recording;
-		rec.shared->counters[PST_CALLS_NO_BATCH]++;
+	t->stack = t->batch ? new_stack(t) : NULL;
+	if (!t->stack) {
+		leave_out(t);
 		goto done;
 	}
 	t->recording = rec.recording;
-	t->stack = new_stack(t);
 	t->top = t->stack->top;
 	t->limit = t->stack->limit;
 	t->batch->thread = ++last_thread;
@@ -408,17 +425,33 @@ COLD bool recorder_count_inside(struct thread *t)
 	return t->inside;
 }
 
-COLD void recorder_grow(struct thread *t)
+/* There is no memory for more calls of this thread: what it has stored is kept. */
+static COLD bool give_up(struct thread *t)
+{
+	recorder_flush(t);
+	t->limit = t->top + 1; /* nothing can be pushed */
+	pthread_mutex_lock(&lock);
+	leave_out(t);
+	pthread_mutex_unlock(&lock);
+	return false;
+}
+
+COLD bool recorder_grow(struct thread *t)
 {
 	struct stack *s = t->stack;
 	size_t size = s->limit - s->levels, at = t->top - s->levels;
+
+	if (!t->batch)
+		return false;
+
 	struct level *levels = realloc(s->levels, 2 * size * sizeof(*levels));
 
 	if (!levels)
-		Py_FatalError("pystack_nb: no memory for a stack of the recording");
+		return give_up(t);
 	s->levels = levels;
 	s->limit = t->limit = levels + 2 * size;
 	t->top = levels + at;
+	return true;
 }
 
 void recorder_switch(struct thread *t, struct stack *s)
@@ -430,13 +463,18 @@ void recorder_switch(struct thread *t, struct stack *s)
 	put_other(t, PST_WORD_SWITCH, s->number);
 }
 
-COLD void recorder_new_stack(struct thread *t)
+COLD bool recorder_new_stack(struct thread *t)
 {
 	struct stack *s = t->stacks;
 
 	while (s && (s == t->stack || s->top != s->levels))
 		s = s->next;
-	recorder_switch(t, s ? s : new_stack(t));
+	if (!s)
+		s = new_stack(t);
+	if (!s)
+		return give_up(t);
+	recorder_switch(t, s);
+	return true;
 }
 
 /* Store an event of a thread that is not the one running, which must not send its batch. */

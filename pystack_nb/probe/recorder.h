@@ -76,7 +76,7 @@ struct thread {
 	uint64_t hooked;     /* 3.11: the thread state that the profile hook was set for */
 	bool unhooked;       /* and that it is not there any more */
 	bool refused;        /* and may not be set again */
-	uint32_t without;    /* a recording that had no batch left for this thread */
+	uint32_t without;    /* a recording that had no room for this thread */
 	struct thread *next; /* all that there are */
 };
 
@@ -135,10 +135,10 @@ void recorder_reserve(struct thread *t, uint32_t words);
 uint64_t recorder_whole_time(struct thread *t, uint64_t now);
 /* Have the thread's `inside`; false: there is no memory. */
 bool recorder_count_inside(struct thread *t);
-/* More levels on the stack in use. */
-void recorder_grow(struct thread *t);
-/* Go on with a stack that has no open call, made if need be. */
-void recorder_new_stack(struct thread *t);
+/* More levels on the stack in use; false: there is no memory, and the thread is left out. */
+bool recorder_grow(struct thread *t);
+/* Go on with a stack that has no open call, made if need be; false: the same. */
+bool recorder_new_stack(struct thread *t);
 /* All threads' calls run unrecorded from here on, or no more. */
 void recorder_gap(enum pst_other kind);
 /* Go on with a stack of this thread. */

@@ -382,7 +382,7 @@ def test_a_gap_leaves_what_is_open_and_is_told():
 @pytest.mark.parametrize(
     ("counter", "cause", "note"),
     [
-        ("no_batch", "threads-without-buffer", "2 threads too many"),
+        ("no_batch", "threads-without-buffer", "no room for 2 threads"),
         ("deep", "deep-recursion", "2 times"),
         ("interpreters", "sub-interpreters", "2 sub-interpreters"),
         ("forks", "forked-children", "2 forked children"),
