@@ -439,18 +439,20 @@ static COLD bool give_up(struct thread *t)
 COLD bool recorder_grow(struct thread *t)
 {
 	struct stack *s = t->stack;
-	size_t size = s->limit - s->levels, at = t->top - s->levels;
+	size_t size = s->limit - s->levels;
 
 	if (!t->batch)
 		return false;
 
-	struct level *levels = realloc(s->levels, 2 * size * sizeof(*levels));
+	struct level *levels = malloc(2 * size * sizeof(*levels));
 
 	if (!levels)
 		return give_up(t);
+	memcpy(levels, s->levels, size * sizeof(*levels));
+	t->top = levels + (t->top - s->levels);
+	free(s->levels);
 	s->levels = levels;
 	s->limit = t->limit = levels + 2 * size;
-	t->top = levels + at;
 	return true;
 }
 

@@ -7,7 +7,7 @@
 #include <string.h>
 
 void *__libc_calloc(size_t count, size_t size);
-void *__libc_realloc(void *old, size_t size);
+void *__libc_malloc(size_t size);
 
 int no_memory; /* n: the n-th request from now on fails; -1: each */
 
@@ -25,7 +25,7 @@ void *calloc(size_t count, size_t size)
 	return fails(__builtin_return_address(0)) ? NULL : __libc_calloc(count, size);
 }
 
-void *realloc(void *old, size_t size)
+void *malloc(size_t size)
 {
-	return fails(__builtin_return_address(0)) ? NULL : __libc_realloc(old, size);
+	return fails(__builtin_return_address(0)) ? NULL : __libc_malloc(size);
 }
