@@ -109,6 +109,13 @@ static inline uint64_t ticks_now(void)
 	return LIKELY(rec.clock == PST_TSC) ? __rdtsc() : monotonic_ns();
 }
 
+static inline void read_pair(struct pst_pair *pair)
+{
+	pair->before = ticks_now();
+	pair->ns = monotonic_ns();
+	pair->after = ticks_now();
+}
+
 /* Say in new shared memory what it is, for the collector; 0 or an errno. */
 int recorder_prepare(int fd, uint32_t clock);
 /* Map it and begin; 0 or an errno. `spool` is -1, or the in-process source's file. */
