@@ -5,7 +5,8 @@
 #     make -f native.mk probe PYTHON=PATH OUTPUT=DIR    the probe alone, and elsewhere
 #
 # `_pairing` keeps to the limited API, and one file serves every interpreter; the probe reads
-# the interpreter's own structures, and each minor version has its own.
+# the interpreter's own structures, each minor version has its own, and pystack_nb/probe/supported.py
+# knows for which there is one: the others get `_pairing` alone.
 
 PYTHON ?= .venv/bin/python
 OUTPUT ?= pystack_nb/probe
@@ -23,10 +24,18 @@ PROBE := $(OUTPUT)/_probe$(word 3,$(facts))
 PAIRING_SOURCES := pystack_nb/_pairing.c pystack_nb/_pairing_module.c
 PROBE_SOURCES := $(wildcard pystack_nb/probe/*.c)
 
-.PHONY: all pairing probe
-all: pairing $(if $(wildcard pystack_nb/probe/_probe.c),probe)
+no_probe := $(shell $(PYTHON) -I pystack_nb/probe/supported.py || echo "supported.py fails")
+
+.PHONY: all pairing probe without_probe refuse_probe
+all: pairing $(if $(no_probe),without_probe,probe)
 pairing: pystack_nb/_pairing.abi3.so
-probe: $(PROBE)
+probe: $(if $(no_probe),refuse_probe,$(PROBE))
+
+without_probe:
+	@echo "$(no_probe): calls can't be recorded; everything else is built." >&2
+
+refuse_probe:
+	$(error $(no_probe); name such an interpreter: make -f native.mk probe PYTHON=PATH)
 
 # Each is put in its place whole: a process that has the old one mapped keeps it.
 pystack_nb/_pairing.abi3.so: $(PAIRING_SOURCES) pystack_nb/_pairing.h bpf/pystack_time.h \

@@ -276,7 +276,7 @@ struct pst_pair {
 
 /* Index into pst_shared.counters: what the probe had to do without. */
 enum pst_call_counter {
-	PST_CALLS_NO_BATCH = 0,     /* threads beyond PST_BATCHES: their calls are not recorded */
+	PST_CALLS_NO_BATCH = 0,     /* threads without room: beyond PST_BATCHES, or out of memory */
 	PST_CALLS_DEEP = 1,         /* times the C stack ran short, and calls ran unrecorded */
 	PST_CALLS_MAX_EVENTS = 2,   /* 1: the bound on events was reached */
 	PST_CALLS_WAITED_NS = 3,    /* time that threads waited for the drain */

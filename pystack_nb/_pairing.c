@@ -129,42 +129,74 @@ static ALWAYS_INLINE int enter(struct pairing *p, uint32_t code, enum call_kind 
 	return 0;
 }
 
+/*
+ * The innermost call ends and is to have no row: what it called belongs to the one that called it.
+ * Its row goes when the thread ends; a call of which more rows are shown already keeps them.
+ */
+static int64_t drop_row(struct pairing *p, int64_t row)
+{
+	int64_t parent = p->rows.parent[row];
+
+	if (p->rows.kind[row] == CONTINUED) {
+		p->found.short_kept++;
+		return close_row(p, row, now_ns(p), true);
+	}
+	if (parent >= 0)
+		p->rows.self[parent] += p->rows.self[row];
+	p->rows.kind[row] = DROPPED;
+	p->has_dropped = true;
+	return parent;
+}
+
 static void move_row(struct rows *rows, int64_t from, int64_t to)
 {
 	rows->start[to] = rows->start[from];
 	rows->duration[to] = rows->duration[from];
 	rows->self[to] = rows->self[from];
-	rows->parent[to] = rows->parent[from];
-	rows->depth[to] = rows->depth[from];
 	rows->code[to] = rows->code[from];
 	rows->kind[to] = rows->kind[from];
 	rows->complete[to] = rows->complete[from];
 }
 
 /*
- * The innermost call ends and is to have no row; what it called, which lies behind it, now
- * belongs to the one that called it.
+ * Take the dropped rows of a thread, which begin at `first`, out; -1 when there is no memory. What
+ * called a row is the last one before it that is one less deep, also behind a switch of stacks.
  */
-static int64_t drop_row(struct pairing *p, int64_t row)
+static int take_out_dropped(struct pairing *p, int64_t first)
 {
-	int64_t parent = p->rows.parent[row], inside = p->found.rows - row - 1;
+	int64_t end = p->found.rows, deepest = 0, to = first;
 
-	if (p->rows.kind[row] == CONTINUED || inside > p->moves_left) {
-		p->found.short_kept++;
-		return close_row(p, row, now_ns(p), true);
-	}
-	p->moves_left -= inside;
-	if (parent >= 0)
-		p->rows.self[parent] += p->rows.self[row];
-	for (int64_t from = row + 1; from < p->found.rows; from++) {
-		int64_t *caller = &p->rows.parent[from];
+	for (int64_t row = first; row < end; row++)
+		if (p->rows.depth[row] > deepest)
+			deepest = p->rows.depth[row];
 
-		*caller = *caller == row ? parent : *caller - 1;
-		p->rows.depth[from]--;
-		move_row(&p->rows, from, from - 1);
+	/* By the depth that a row had, from -1: the last one there, or what is left around it. */
+	struct left {
+		int64_t row;
+		int32_t depth;
+	} *left = malloc((deepest + 2) * sizeof(*left));
+
+	if (!left)
+		return -1;
+	left[0] = (struct left){.row = -1, .depth = -1};
+	for (int64_t row = first; row < end; row++) {
+		const struct left *caller = &left[p->rows.depth[row]];
+		struct left *own = &left[p->rows.depth[row] + 1];
+
+		if (p->rows.kind[row] == DROPPED) {
+			*own = *caller;
+			continue;
+		}
+		*own = (struct left){.row = to, .depth = caller->depth + 1};
+		move_row(&p->rows, row, to);
+		p->rows.parent[to] = caller->row;
+		p->rows.depth[to] = own->depth;
+		to++;
 	}
-	p->found.rows--;
-	return parent;
+	free(left);
+	p->found.rows = to;
+	p->has_dropped = false;
+	return 0;
 }
 
 static ALWAYS_INLINE void leave(struct pairing *p, uint32_t how, bool fill)
@@ -386,26 +418,29 @@ static int begin_thread(struct pairing *p, const struct batch *b)
 	return use_context(p, 0);
 }
 
-static void end_thread(struct pairing *p, const struct batch *b, int64_t first, bool fill)
+static int end_thread(struct pairing *p, const struct batch *b, int64_t first, bool fill)
 {
 	if (fill)
 		now_ns(p);
 	abandon(p, p->last_ns > p->end_ns ? p->last_ns : p->end_ns, fill);
+	if (p->has_dropped && take_out_dropped(p, first))
+		return -1;
 	if (fill)
 		p->thread_rows[b->thread] = p->found.rows - first;
+	return 0;
 }
 
 static ALWAYS_INLINE int walk(struct pairing *p, bool fill)
 {
 	int64_t first = 0;
 
-	p->continued_left = p->moves_left = 2 * p->word_count + FREE_ROWS;
+	p->continued_left = 2 * p->word_count + FREE_ROWS;
 	for (int64_t i = 0; i < p->batch_count; i++) {
 		const struct batch *b = p->batches + i;
 
 		if (!i || b->thread != b[-1].thread) {
-			if (i)
-				end_thread(p, b - 1, first, fill);
+			if (i && end_thread(p, b - 1, first, fill))
+				return -1;
 			first = p->found.rows;
 			if (begin_thread(p, b))
 				return -1;
@@ -417,9 +452,7 @@ static ALWAYS_INLINE int walk(struct pairing *p, bool fill)
 		if (walk_batch(p, b, fill))
 			return -1;
 	}
-	if (p->batch_count)
-		end_thread(p, p->batches + p->batch_count - 1, first, fill);
-	return 0;
+	return p->batch_count ? end_thread(p, p->batches + p->batch_count - 1, first, fill) : 0;
 }
 
 int pairing_walk(struct pairing *p, bool fill)

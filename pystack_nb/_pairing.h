@@ -40,7 +40,8 @@ struct change {
 	int64_t ns;
 };
 
-enum call_kind { CALL, RESUME, CONTINUED }; /* in the order of tables.CALL_KINDS */
+/* In the order of tables.CALL_KINDS, but for the last, which is there while a thread is read. */
+enum call_kind { CALL, RESUME, CONTINUED, DROPPED };
 
 /* A stack of a thread; its open calls are the row `top` and that row's parents. */
 struct context {
@@ -64,7 +65,7 @@ struct found {
 	int64_t damaged;    /* words that mean nothing */
 	int64_t open;       /* calls that did not end */
 	int64_t left_out;   /* open calls that went on without a row */
-	int64_t short_kept; /* calls that are counted, too, and still have rows */
+	int64_t short_kept; /* calls that went on on another stack, and are counted, too */
 	int64_t gaps, gap_ns;
 };
 
@@ -83,8 +84,7 @@ struct pairing {
 	const struct knot *knots;
 	int64_t knot_count, end_ns;
 
-	/* Rows that may still be used for calls that go on, and be moved for short ones. */
-	int64_t continued_left, moves_left;
+	int64_t continued_left; /* rows that may still be used for calls that go on */
 
 	/* Of the thread at hand. */
 	struct context *contexts;
@@ -92,6 +92,7 @@ struct pairing {
 	uint64_t last;    /* counter */
 	int64_t last_ns;  /* no row of the thread has a later time */
 	int64_t gap_from; /* -1: no gap is open */
+	bool has_dropped; /* rows that are to be taken out */
 	int64_t knot;     /* the one before `last` */
 	double slope;     /* ns per tick behind it */
 };

@@ -87,8 +87,8 @@ def _notes(calls: Calls, lost: int) -> Iterator[str]:
         "also counted": found["short_kept"],
         f"recursion came near the end of the C stack {_many(gaps, 'time')}: for "
         f"{found['gap_ns'] / 1e9:.3f} s, calls in it were not recorded": gaps,
-        f"{_many(counters['no_batch'], 'thread')} too many: their calls were not "
-        "recorded": counters["no_batch"],
+        f"there was no room for {_many(counters['no_batch'], 'thread')}: calls there were not, or "
+        "not all, recorded": counters["no_batch"],
         f"{_many(counters['no_id'], 'call')} of code objects that got no id: not "
         "recorded": counters["no_id"],
         f"{_many(counters['interpreters'], 'sub-interpreter')}: calls there were not "

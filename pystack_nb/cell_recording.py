@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.display import display
 
-from pystack_nb.errors import ProbeError, ProfilerStateError, PystackError
-from pystack_nb.probe import load
+from pystack_nb.errors import ProfilerStateError, PystackError
 
 
 if TYPE_CHECKING:
@@ -80,9 +79,8 @@ class CellRecording:
         self._shell = shell
         self._options = options
         self._core = core
-        mode, self._note = _mode(options)
         self._profiler = core.PyStackProfiler(
-            mode=mode, hz=options.hz, source=options.source, calls=_inside(options.calls)
+            mode=_mode(options), hz=options.hz, source=options.source, calls=_inside(options.calls)
         )
         self._cell: dict[str, Any] = {}
         self._stacks: dict[int, list[str]] = {}
@@ -152,10 +150,7 @@ class CellRecording:
         except (PystackError, KeyboardInterrupt):
             # What was recorded up to the failure is kept, and the failure shown.
             _show_error()
-        recording = self._profiler.recording
-        if recording and self._note:
-            recording.info["notes"].append(self._note)
-        return recording
+        return self._profiler.recording
 
     def _trimmed(self, recording: Recording) -> Recording:
         from pystack_nb.trim import trim  # noqa: PLC0415 - imports pandas
@@ -173,17 +168,10 @@ def _inside(calls: CallOptions) -> CallOptions:
     return replace(calls, outside=tuple(f"{glob.escape(x)}*" for x in places))
 
 
-def _mode(options: Options) -> tuple[str, str | None]:
-    """Choose what to look at, and say what is left out of what nobody asked for by name."""
+def _mode(options: Options) -> str:
     if options.mode is not None:
-        return options.mode, None
-    if options.source == "inprocess":
-        return "calls", None
-    try:
-        load()
-    except ProbeError as error:
-        return "sample", f"calls are not recorded: {error}"
-    return "sample,calls", None
+        return options.mode
+    return "calls" if options.source == "inprocess" else "sample,calls"
 
 
 def _machinery() -> Machinery:

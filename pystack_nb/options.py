@@ -52,7 +52,7 @@ class Options:
     Attributes
     ----------
     mode : str or None
-        Ways of looking, with commas between them; None: what there is.
+        Ways of looking, with commas between them; None: all that the source has.
     source : str
         Where events come from.
     hz : int

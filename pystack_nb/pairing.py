@@ -60,7 +60,8 @@ class Paired(NamedTuple):
     found : dict of str to int
         ``unpaired``, ends of calls that did not begin; ``damaged`` words; ``open`` calls;
         ``left_out``, calls that went on without a row; ``short_kept``, calls that should
-        have none, being counted; ``gaps``, and ``gap_ns`` in them.
+        have none, being counted, but went on after a switch of stacks; ``gaps``, and
+        ``gap_ns`` in them.
     """
 
     rows: dict[str, NDArray[Any]]

@@ -80,6 +80,12 @@ def lacking(reason: str) -> NoReturn:
 
 
 @pytest.fixture(scope="session")
+def leave():
+    """For fixtures that find out by trying that something is lacking: call it with the reason."""
+    return lacking
+
+
+@pytest.fixture(scope="session")
 def needs_root():
     """For tests that play several users, mount something, or give up rights."""
     if os.geteuid() != 0:

@@ -9,7 +9,6 @@ import fcntl
 import glob
 import importlib
 import os
-import platform
 import struct
 import sys
 
@@ -26,6 +25,7 @@ from pystack_nb.errors import (
 from pystack_nb.own_file import OwnFile
 from pystack_nb.probe.check import check, sees_init
 from pystack_nb.probe.cost import Cost, measure
+from pystack_nb.probe.supported import why_not
 from pystack_nb.spool import block, unusable
 
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 MAX_EVENTS = 50_000_000
 SOURCES = ("ebpf", "inprocess")
 _HIDDEN = glob.escape(str(Path(__file__).parent.parent)) + "/*"
-_SUPPORTED = ("3.11", "3.12", "3.13")
 
 
 @dataclass(frozen=True)
@@ -247,12 +246,9 @@ def _import() -> ModuleType:
     try:
         return importlib.import_module("pystack_nb.probe._probe")
     except ImportError as error:
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        if version not in _SUPPORTED or platform.machine() != "x86_64":
-            raise ProbeError(
-                f"there is no probe for CPython {version} on {platform.machine()}, only for "
-                f"{', '.join(_SUPPORTED)} on x86_64: use --mode sample."
-            ) from None
+        reason = why_not()
+        if reason:
+            raise ProbeError(f"{reason}: use --mode sample.") from None
         raise ProbeError(
             f"the probe was not built for this interpreter ({error}): run `make setup`, or "
             "install pystack-nb with this Python's pip; or use --mode sample."

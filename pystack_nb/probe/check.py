@@ -216,7 +216,7 @@ def memory(size: int = 0) -> Iterator[int]:
         os.close(fd)
 
 
-# As bpf/pystack_time.h declares them; the whole-array reader of recordings needs NumPy.
+# As bpf/pystack_time.h declares them: `wire` says the same, but needs NumPy; a test compares.
 _BLOCK = struct.Struct("<IIQII")  # with the one size that follows
 _RECORD = struct.Struct("<IHH")
 _CALLS_RECORD = 9

@@ -114,7 +114,8 @@ static inline PyObject *record(struct thread *t, const struct code *c, enum pst_
 	uint32_t recording = rec.recording;
 	PyObject *result;
 
-	push(t, current_frame(ts), f);
+	if (!push(t, current_frame(ts), f))
+		return run(t, ts, f, throwing);
 	put_now(t, kind, c->id);
 	result = run(t, ts, f, throwing);
 	if (pop(t, recording, f))
@@ -132,7 +133,8 @@ static PyObject *record_limited(struct thread *t, struct code *c, enum pst_word 
 
 	monitor_look(t, ts);
 	c->calls++;
-	push(t, current_frame(ts), f);
+	if (!push(t, current_frame(ts), f))
+		return run(t, ts, f, throwing);
 	uint32_t depth = t->top->depth = limits_depth(c, limits_around(&t->top[-1]));
 
 	if (limits.depth && depth > limits.depth) {
@@ -159,7 +161,8 @@ static PyObject *pass(struct thread *t, PyThreadState *ts, Frame *f, int throwin
 {
 	uint32_t recording = rec.recording;
 
-	push(t, current_frame(ts), f);
+	if (!push(t, current_frame(ts), f))
+		return run(t, ts, f, throwing);
 	t->top->depth = limits_around(&t->top[-1]);
 	limits.passed += limits.pass_ticks;
 	limits_spend(t, limits.pass_ticks);

@@ -5,22 +5,29 @@
 
 #include "recorder.h"
 
-/* Find the stack that a thread is on; its innermost evaluation known is not the caller. */
-void levels_find(struct thread *t, Frame *caller);
+/*
+ * Find the stack that a thread is on; its innermost evaluation known is not the caller.  False:
+ * there is no memory, and the thread is left out of the recording.
+ */
+bool levels_find(struct thread *t, Frame *caller);
 /* Go on with the stack on which `f` is the innermost evaluation; false: there is none. */
 bool levels_find_own(struct thread *t, const Frame *f);
 
-/* An evaluation begins; `caller` is the thread's innermost frame outside of it. */
-static inline void push(struct thread *t, Frame *caller, Frame *f)
+/*
+ * An evaluation begins; `caller` is the thread's innermost frame outside of it.  False: the thread
+ * is left out of the recording.
+ */
+static inline bool push(struct thread *t, Frame *caller, Frame *f)
 {
-	if (UNLIKELY(caller != t->top->frame))
-		levels_find(t, caller);
-	if (UNLIKELY(t->top + 1 == t->limit))
-		recorder_grow(t);
+	if (UNLIKELY(caller != t->top->frame) && !levels_find(t, caller))
+		return false;
+	if (UNLIKELY(t->top + 1 == t->limit) && !recorder_grow(t))
+		return false;
 	t->top++;
 	t->top->frame = f;
 	t->top->c_calls = 0;
 	t->top->monitored = false;
+	return true;
 }
 
 /* An evaluation ends; whether that belongs into the recording. */

@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "limits.h"
 
-#include "evaluate.h"
-
 enum {
 	WINDOW_US = 5000,  /* a budget is looked at over at least as much time */
 	LOOK_CALLS = 1024, /* and when as many calls have been paid for */
@@ -102,7 +100,6 @@ COLD void limits_look(struct thread *t)
 	} else if (spent > allowed && (passed > allowed || !demote(t, spent - allowed))) {
 		rec.shared->counters[PST_CALLS_STOPPED] = 1;
 		recorder_stop();
-		evaluate_remove();
 		return;
 	}
 	for (struct code *c = codes; c; c = c->next)

@@ -3,7 +3,7 @@
  * What the frame evaluator does not see: on 3.13, the calls of a class's __init__ that the
  * interpreter has specialised (CALL_ALLOC_AND_ENTER_INIT in Python/bytecodes.c does not ask
  * for an evaluator), by sys.monitoring (PEP 669); and calls of C functions, by that from
- * 3.12 on, and by the profile hook on 3.11.
+ * 3.12 on (monitor_events.c), and by the profile hook on 3.11 (monitor_hook.c).
  */
 #ifndef PYSTACK_MONITOR_H
 #define PYSTACK_MONITOR_H
@@ -26,6 +26,12 @@ void monitor_stop(void);
  */
 void monitor_pause(void);
 void monitor_go_on(void);
+
+/* For monitor_hook.c and monitor_events.c, which tell: a function in C is called, and returns. */
+void monitor_enter_function(const PyThreadState *ts, PyObject *callable);
+void monitor_leave_function(const PyThreadState *ts, PyObject *callable, enum pst_leave how);
+/* An exception that says what an audit hook's own does. */
+void monitor_say_refused(void);
 
 #if PY_VERSION_HEX < 0x030C0000
 extern bool monitor_on;

@@ -4,7 +4,11 @@
  * is full, through the probe's site or to a file.  The structures are those of
  * bpf/pystack_time.h.
  *
- * Everything here runs with the GIL, but for the end of a thread.
+ * Everything here runs with the GIL, but for the end of a thread: that may come without it, and
+ * holds the recorder's lock.  So what it shares with others (the threads' list, which batches are
+ * in use, the in-process source's file, the count of events) is touched under the lock only; and
+ * what it but reads (whether, and how, calls are recorded) changes under both.  Nobody
+ * waits with the lock: new threads and a fork need it.
  */
 #ifndef PYSTACK_RECORDER_H
 #define PYSTACK_RECORDER_H
@@ -72,7 +76,7 @@ struct thread {
 	uint64_t hooked;     /* 3.11: the thread state that the profile hook was set for */
 	bool unhooked;       /* and that it is not there any more */
 	bool refused;        /* and may not be set again */
-	uint32_t without;    /* a recording that had no batch left for this thread */
+	uint32_t without;    /* a recording that had no room for this thread */
 	struct thread *next; /* all that there are */
 };
 
@@ -105,6 +109,13 @@ static inline uint64_t ticks_now(void)
 	return LIKELY(rec.clock == PST_TSC) ? __rdtsc() : monotonic_ns();
 }
 
+static inline void read_pair(struct pst_pair *pair)
+{
+	pair->before = ticks_now();
+	pair->ns = monotonic_ns();
+	pair->after = ticks_now();
+}
+
 /* Say in new shared memory what it is, for the collector; 0 or an errno. */
 int recorder_prepare(int fd, uint32_t clock);
 /* Map it and begin; 0 or an errno. `spool` is -1, or the in-process source's file. */
@@ -131,10 +142,10 @@ void recorder_reserve(struct thread *t, uint32_t words);
 uint64_t recorder_whole_time(struct thread *t, uint64_t now);
 /* Have the thread's `inside`; false: there is no memory. */
 bool recorder_count_inside(struct thread *t);
-/* More levels on the stack in use. */
-void recorder_grow(struct thread *t);
-/* Go on with a stack that has no open call, made if need be. */
-void recorder_new_stack(struct thread *t);
+/* More levels on the stack in use; false: there is no memory, and the thread is left out. */
+bool recorder_grow(struct thread *t);
+/* Go on with a stack that has no open call, made if need be; false: the same. */
+bool recorder_new_stack(struct thread *t);
 /* All threads' calls run unrecorded from here on, or no more. */
 void recorder_gap(enum pst_other kind);
 /* Go on with a stack of this thread. */

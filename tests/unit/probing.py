@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import fcntl
 import functools
 import os
@@ -19,6 +20,8 @@ from pystack_nb import PyStackProfiler
 
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pystack_nb import Recording
 
 HERE = Path(__file__).parent
@@ -33,11 +36,35 @@ def python(minor: int) -> Path:
     """Find CPython 3.`minor` with its headers, and build the probe for it."""
     path = Path(sys.executable) if minor == sys.version_info.minor else _other_python(minor)
     build = ["make", "-s", "-f", "native.mk", "probe", f"PYTHON={path}"]
-    (CHECKOUT / "build").mkdir(exist_ok=True)
-    with (CHECKOUT / "build" / "probe.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another run of the tests may build it as well
+    with _locked():
         subprocess.run(build, cwd=CHECKOUT, check=True)
     return path
+
+
+@functools.cache
+def greenlets(minor: int) -> Path:
+    """Find a folder with the package greenlet for CPython 3.`minor`, fetched once into build/."""
+    folder = CHECKOUT / "build" / "greenlet" / f"3.{minor}"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    which = ["--only-binary=:all:", f"--python-version=3.{minor}", "--no-deps", "greenlet>=3"]
+    with _locked():
+        if folder.exists():
+            return folder
+        new = folder.with_name(f"{folder.name}.new")  # whole, or not there
+        shutil.rmtree(new, ignore_errors=True)
+        command = [*pip, f"--target={new}", *which]
+        subprocess.run(command, capture_output=True, text=True, check=True)
+        new.rename(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[None]:
+    """Keep another run of the tests from building the same."""
+    (CHECKOUT / "build").mkdir(exist_ok=True)
+    with (CHECKOUT / "build" / "probe.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _other_python(minor: int) -> Path:

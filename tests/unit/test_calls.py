@@ -336,6 +336,17 @@ def test_a_short_call_that_was_already_shown_in_part_stays_and_is_told():
     assert any("1 short call could not" in x for x in rec.info["notes"])
 
 
+def test_each_of_many_short_calls_around_many_others_leaves_no_row():
+    short = [spools.enter(1, 100)] * 1900
+    inner = [word for n in range(1000) for word in (spools.enter(2, 110), spools.leave(111 + n))]
+    words = [*NAMES, spools.enter(1, 90), *short, *inner, *[spools.leave(5000, SHORT)] * 1900]
+    rec = recording(*split([*words, spools.leave(6000)], 1000))
+    assert len(rec.calls) == 1001
+    assert set(rows(rec, "depth", "parent")[1:]) == {(1, 0)}
+    assert rec.calls["self_ns"].sum() == rec.calls["dur_ns"][0] == 6000 - 90
+    assert rec.info["notes"] == []
+
+
 # What is told about the calls.
 
 
@@ -382,7 +393,7 @@ def test_a_gap_leaves_what_is_open_and_is_told():
 @pytest.mark.parametrize(
     ("counter", "cause", "note"),
     [
-        ("no_batch", "threads-without-buffer", "2 threads too many"),
+        ("no_batch", "threads-without-buffer", "no room for 2 threads"),
         ("deep", "deep-recursion", "2 times"),
         ("interpreters", "sub-interpreters", "2 sub-interpreters"),
         ("forks", "forked-children", "2 forked children"),

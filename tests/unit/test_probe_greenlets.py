@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 
-from probed_programs import Probed
-
-
-def test_calls_of_greenlets_nest_on_their_own_stacks(tmp_path):
-    probed = Probed(sys.version_info.minor, tmp_path)
+def test_calls_of_greenlets_nest_on_their_own_stacks(probed, greenlets):
     probed.run(
+        f"sys.path.append({str(greenlets)!r})\n"
         "import greenlet\n"
         "def worker(number):\n"
         "    for _ in range(50):\n        step(number)\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -133,3 +134,34 @@ def test_each_constant_has_the_header_s_value(compiled, name):
 
 def test_the_file_magic_is_the_one_the_header_tells():
     assert f'"{wire.FILE_MAGIC.decode()[:-1]}\\n"' in HEADER_FILE.read_text()
+
+
+def test_what_the_probe_is_tried_with_reads_the_same_layout():
+    # It runs where there may be no NumPy, and so not with these dtypes.
+    check = importlib.import_module("pystack_nb.probe.check")  # a function has that name, too
+    fields = wire.BATCH.fields
+    assert check._TIME_BITS == wire.TIME_BITS
+    assert check._OPERAND == (1 << wire.OPERAND_BITS) - 1
+    assert check._KIND_SHIFT == wire.KIND_SHIFT
+    assert (check._ENTER, check._LEAVE, check._RESUME) == (
+        wire.Word.ENTER,
+        wire.Word.LEAVE,
+        wire.Word.RESUME,
+    )
+    assert (check._WORD_TIME, check._WORD_CODE) == (wire.OtherWord.TIME, wire.OtherWord.CODE)
+    sizes_of_one_record = 2 * 4  # with the padding
+    assert check._BLOCK.size == wire.BLOCK_HEADER.itemsize + sizes_of_one_record
+    assert check._BLOCK.unpack(wire_bytes(wire.BLOCK_HEADER, data_size=7) + bytes(8))[2] == 7
+    assert check._RECORD.unpack(wire_bytes(wire.HEADER, type=wire.RecordType.CALLS))[1] == (
+        check._CALLS_RECORD
+    )
+    assert wire.CALLS.fields["batch"][1] + fields["tid"][1] == check._TID_AT
+    assert fields["count"][1] == fields["tid"][1] + 4
+    assert wire.CALLS.itemsize == check._WORDS_AT
+
+
+def wire_bytes(dtype, **values):
+    one = np.zeros((), dtype)
+    for name, value in values.items():
+        one[name] = value
+    return one.tobytes()
