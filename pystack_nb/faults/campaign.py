@@ -20,6 +20,7 @@ from pystack_nb.faults import engine_direct, executors, fingerprint, plan
 from pystack_nb.faults.data import tensors
 from pystack_nb.faults.metrics import Top1, as_metric
 from pystack_nb.faults.models import BitFlip, ErrorModel
+from pystack_nb.faults.patterns import Pattern
 from pystack_nb.faults.plan import Design, Plan
 from pystack_nb.faults.results import Analysis
 from pystack_nb.faults.sites import sites as find_sites
@@ -51,7 +52,10 @@ class Campaign(Analysis):
     data : tuple, tensor, Dataset, DataLoader or list
         Samples, with labels where the metric needs them; see `data.tensors`.
     error_model : ErrorModel, optional
-        What happens to an element: a model of bits or of written values.
+        What happens to an element.  Models of bits and of written values, on single elements,
+        are fast: many faults share a forward.  `Noise`, `Custom` and all patterns have a
+        forward for each fault.  A `Custom` function must give the same for the same values and
+        generator; `run` in other processes needs one that can be pickled.
     sites : {"neurons", "weights"} or pandas.DataFrame, optional
         Where: outputs of the innermost layers, parameters and buffers, both (the default), or
         rows of what `sites` gives, any of them.  Of integer tensors only by such rows.
@@ -62,6 +66,13 @@ class Campaign(Analysis):
     per : {"network", "layer", "layer,bit"}, optional
         What the error margin is for: the whole network (Leveugle et al., DATE 2009), each layer
         and role, or each of their bits (Ruospo et al., DATE 2023).
+    pattern : Pattern, optional
+        Which elements of a tensor a fault strikes together; one by default.  The population of
+        a layer and role are then its places instead of its elements, and the samples: channels
+        (one, where its number is given), rows, one for `Everywhere` and the error rates,
+        elements for `Several`.  It is finite, and no fault comes twice, where the error model
+        can do one thing only to an element, as `Zero` or ``BitFlip(bit=30)``, and the place
+        tells the elements; elsewhere the faults are drawn with replacement.
     error, confidence : float, optional
         Margin of error, as a fraction, and its confidence; also that of the results' intervals.
     faults : int, optional
@@ -94,6 +105,7 @@ class Campaign(Analysis):
         *,
         seed: int | None = None,
         metric: Callable[..., Any] | None = None,
+        pattern: Pattern | None = None,
         per: str = "network",
         error: float = 0.01,
         confidence: float = 0.99,
@@ -112,6 +124,8 @@ class Campaign(Analysis):
         self.inputs, self.labels = tensors(data)
         self.inputs = [x.to(_device(model, x.device)) for x in self.inputs]
         self.error_model = BitFlip() if error_model is None else error_model
+        _check_is(pattern, Pattern | None, "pattern", "a pattern, as Channel()")
+        self.pattern = pattern
         self.metric = as_metric(Top1() if metric is None else metric)
         count = None if faults is None else _whole(faults, "faults", 1)
         self.design = Design(per, error, confidence, count, allocation)
@@ -211,6 +225,7 @@ class Campaign(Analysis):
             "model": fingerprint.of_model(self.model),
             "data": fingerprint.of_values([self.inputs, self.labels]),
             "error_model": fingerprint.describe(self.error_model),
+            "pattern": None if self.pattern is None else fingerprint.describe(self.pattern),
             "metric": fingerprint.describe(self.metric),
             "sites": fingerprint.of_table(self.sites),
             "design": dataclasses.asdict(self.design),
@@ -269,7 +284,13 @@ class Campaign(Analysis):
         return found[wanted].reset_index(drop=True)
 
     def _stratify(self) -> list[Stratum]:
-        found = stratify(self.sites, self.error_model, len(self.inputs[0]), per=self.design.per)
+        found = stratify(
+            self.sites,
+            self.error_model,
+            len(self.inputs[0]),
+            per=self.design.per,
+            pattern=self.pattern,
+        )
         if self.weight_samples is None:
             return found
         return [dataclasses.replace(x, samples=1) if x.kind == "weight" else x for x in found]
@@ -327,7 +348,10 @@ class Campaign(Analysis):
     @property
     def _arguments(self) -> dict[str, Any]:
         names = ("model", "inputs", "labels", "metric", "batch_size", "weight_samples")
-        return {x: getattr(self, x) for x in names}
+        arguments = {x: getattr(self, x) for x in names}
+        if (pattern := self._strata[0].pattern) is not None:
+            arguments |= {"error_model": self.error_model, "pattern": pattern}
+        return arguments
 
     def _own(self) -> Any:
         if self._engine is None:

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
     from pystack_nb.faults.engine_program import Env
     from pystack_nb.faults.engine_trials import Ints
+    from pystack_nb.faults.models import ErrorModel
+    from pystack_nb.faults.patterns import Pattern
 
 __all__ = ["Engine", "EngineData"]
 
@@ -93,6 +95,10 @@ class Engine:
         Evaluate each weight fault on so many samples, the first ones of the data, instead of
         on its own: its outcome is then the worst one, ``DUE``, ``SDC``, ``masked``, and its
         score the mean.
+    error_model : ErrorModel, optional
+        What faults do whose rows have a ``seed``.
+    pattern : Pattern, optional
+        Which elements they strike.
 
     Raises
     ------
@@ -109,11 +115,15 @@ class Engine:
         metric: Metric | Callable[..., Any] | None = None,
         batch_size: int | None = None,
         weight_samples: int | None = None,
+        *,
+        error_model: ErrorModel | None = None,
+        pattern: Pattern | None = None,
     ) -> None:
         self.model = model
         self.data = data
         self.metric = as_metric(Top1() if metric is None else metric)
         self.weight_samples = weight_samples
+        self.error_model, self.pattern = error_model, pattern
         self._given_batch = batch_size
         self._state: list[Any] = []
         self._repeats = False
@@ -127,7 +137,7 @@ class Engine:
         ----------
         faults : pandas.DataFrame
             As in a plan: ``fault layer call role kind element sample and_mask or_mask
-            xor_mask`` and, where it is not all NaN, ``value``.
+            xor_mask`` and, where it is not all NaN, ``value``; with ``seed`` also ``bit``.
 
         Returns
         -------

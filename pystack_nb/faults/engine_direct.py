@@ -23,6 +23,7 @@ from pystack_nb.faults.engine_trace import hooked
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from pystack_nb.faults.engine_seeded import SeededWeight
     from pystack_nb.faults.engine_trace import Site
     from pystack_nb.faults.engine_trials import Ints, Outputs, Trials
     from pystack_nb.faults.engine_weights import Weight
@@ -85,7 +86,7 @@ def forward(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> list[torc
 def run_one(
     model: torch.nn.Module,
     inputs: Sequence[torch.Tensor],
-    target: tuple[str, int, str] | Weight,
+    target: tuple[str, int, str] | Weight | SeededWeight,
     results: Trials,
     *,
     trial: int,
@@ -95,7 +96,7 @@ def run_one(
 
     Parameters
     ----------
-    target : tuple or Weight
+    target : tuple, Weight or SeededWeight
         Layer, call and role, or the weight.
 
     Returns
@@ -118,13 +119,10 @@ def run_one(
             return tensor
         reached = True
         try:
-            check_elements(target, results.element[trials], tensor.numel())
-            changed = tensor.clone()
-            results.corrupt(changed if changed.is_quantized else changed[None], 0, row, trials)
+            return _struck(target, tensor, results, trials)
         except Exception as error:
             failed.append(error)
             raise
-        return changed
 
     patch: Any = nullcontext() if isinstance(target, tuple) else target.struck(results, trial)
     leaves = None
@@ -149,6 +147,19 @@ def run_one(
         )
     outputs.add(trials, row, np.ones(1, bool), leaves)
     return True
+
+
+def _struck(
+    site: tuple[str, int, str], tensor: torch.Tensor, results: Trials, trials: Ints
+) -> torch.Tensor:
+    changed = tensor.clone()
+    if results.seeded is not None:
+        results.seeded.strike(changed, results, int(trials[0]), weight=False)
+        return changed
+    check_elements(site, results.element[trials], tensor.numel())
+    whole = changed if changed.is_quantized else changed[None]
+    results.corrupt(whole, 0, np.zeros(1, np.int64), trials)
+    return changed
 
 
 def check_elements(site: tuple[Any, ...], element: Ints, count: int) -> None:

@@ -173,8 +173,8 @@ def _pickled(job: Job) -> bytes:
         payload: bytes = dumps(job)
     except Exception as error:  # noqa: BLE001 - whatever the model's parts raise
         raise CampaignError(
-            f"the model, data or metric can't be sent to workers ({error}); define them in a"
-            " module, or run without an executor"
+            f"the model, data, metric or error model can't be sent to workers ({error}); define"
+            " them in a module, or run without an executor"
         ) from None
     return payload
 

@@ -103,7 +103,7 @@ class ErrorModel(ABC):
     def reduces(self, dtype: torch.dtype) -> bool:  # noqa: ARG002 - some models look at it
         """Tell whether the masks and the value of a `Drawn` say all about these faults.
 
-        Campaigns need that: their faults are rows of a table.
+        Campaigns then evaluate many at a time; others have a forward each.
         """
         return True
 

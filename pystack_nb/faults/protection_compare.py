@@ -109,6 +109,11 @@ def compare(
         raise CampaignError(
             f"the faults have no column {min(missing)!r}: give a plan's, campaign.plan().faults"
         )
+    if "seed" in faults:
+        raise CampaignError(
+            "these faults are told by seeds, of a pattern or of values: give those of a campaign"
+            " without a pattern, and with a model of bits or of written values"
+        )
     faults = pd.DataFrame({"value": np.nan, "bit": -1}, faults.index).assign(**faults)
     variants: dict[str, Sequence[Defence]] = {"none": ()}
     variants |= {n: (d,) if isinstance(d, Defence) else tuple(d) for n, d in protections.items()}
