@@ -17,7 +17,7 @@ import torch
 
 from pystack_nb.errors import CampaignError
 from pystack_nb.faults import engine_direct, executors, fingerprint, plan
-from pystack_nb.faults.data import tensors
+from pystack_nb.faults.data import Inputs, tensors
 from pystack_nb.faults.metrics import Top1, as_metric
 from pystack_nb.faults.models import BitFlip, ErrorModel
 from pystack_nb.faults.patterns import Pattern
@@ -49,8 +49,9 @@ class Campaign(Analysis):
     model : torch.nn.Module
         In ``eval()`` mode; it is left as it is.  Each forward finds its buffers and attributes
         as they were at first; what it keeps elsewhere, so that outputs differ, is refused.
-    data : tuple, tensor, Dataset, DataLoader or list
-        Samples, with labels where the metric needs them; see `data.tensors`.
+    data : tuple, tensor, dict, Dataset, DataLoader or list
+        Samples, with labels where the metric needs them; see `data.tensors`.  The inputs of a
+        model that takes keyword arguments are a dict: ``({"x": x, "mask": mask}, labels)``.
     error_model : ErrorModel, optional
         What happens to an element.  Models of bits and of written values, on single elements,
         are fast: many faults share a forward.  `Noise`, `Custom` and all patterns have a
@@ -122,7 +123,7 @@ class Campaign(Analysis):
         _check_is(error_model, ErrorModel | None, "error_model", "an error model, as BitFlip()")
         self.model = model
         self.inputs, self.labels = tensors(data)
-        self.inputs = [x.to(_device(model, x.device)) for x in self.inputs]
+        self.inputs = self.inputs.each(lambda x: x.to(_device(model, x.device)))
         self.error_model = BitFlip() if error_model is None else error_model
         _check_is(pattern, Pattern | None, "pattern", "a pattern, as Channel()")
         self.pattern = pattern
@@ -223,7 +224,9 @@ class Campaign(Analysis):
         return {
             "seed": self.seed,
             "model": fingerprint.of_model(self.model),
-            "data": fingerprint.of_values([self.inputs, self.labels]),
+            "data": fingerprint.of_values(
+                [self.inputs, self.labels, *([self.inputs.names] if self.inputs.names else [])]
+            ),
             "error_model": fingerprint.describe(self.error_model),
             "pattern": None if self.pattern is None else fingerprint.describe(self.pattern),
             "metric": fingerprint.describe(self.metric),
@@ -251,7 +254,10 @@ class Campaign(Analysis):
         """Hash the bits of some outputs: what they hang on besides weights shows in them."""
         samples = np.unique(np.linspace(0, len(self.inputs[0]) - 1, 3).astype(int)).tolist()
         return fingerprint.of_values(
-            [engine_direct.forward(self.model, [x[[i]] for x in self.inputs]) for i in samples]
+            [
+                engine_direct.forward(self.model, self.inputs.each(lambda x, i=i: x[[i]]))  # type: ignore[misc]
+                for i in samples
+            ]
         )
 
     def _chosen(self, chosen: str | pd.DataFrame | None) -> pd.DataFrame:
@@ -269,7 +275,8 @@ class Campaign(Analysis):
         # One sample, as faults are evaluated: where a model folds time, tokens or patches into
         # the batch, nothing tells how many of a layer's rows are a sample's.  Copies: a forward
         # may change its inputs.
-        found = find_sites(self.model, *(x[:1].clone() for x in self.inputs))
+        args, kwargs = self.inputs.each(lambda x: x[:1].clone()).arguments
+        found = find_sites(self.model, *args, **kwargs)
         # Integer tensors are indices and counters; each other tensor counts once.
         numbers = np.array([x.is_floating_point or x in _QUANTISED for x in found["dtype"]], bool)
         here = (found["kind"] == "weight") | found["role"].str.startswith("output")
@@ -373,7 +380,7 @@ class Campaign(Analysis):
             count *= 8
 
 
-def make_engine(*, inputs: list[torch.Tensor], labels: torch.Tensor | None, **options: Any) -> Any:
+def make_engine(*, inputs: Inputs, labels: torch.Tensor | None, **options: Any) -> Any:
     """Make the engine of a campaign, here or in a worker."""
     engine = import_module(f"{__package__}.engine")
     return engine.Engine(data=engine.EngineData(inputs, labels), **options)

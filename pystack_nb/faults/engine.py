@@ -26,6 +26,7 @@ import torch
 
 from pystack_nb.errors import CampaignError, FaultError
 from pystack_nb.faults import engine_direct as direct
+from pystack_nb.faults.data import Inputs
 from pystack_nb.faults.engine_evaluation import Evaluation
 from pystack_nb.faults.engine_golden import Golden
 from pystack_nb.faults.engine_program import Program, UntraceableError
@@ -59,7 +60,7 @@ class EngineData:
     Parameters
     ----------
     inputs : list of torch.Tensor, shape (samples, ...)
-        One for each positional argument of the model, on its device.
+        One for each argument of the model, on its device; `Inputs` for keyword arguments.
     labels : torch.Tensor, shape (samples, ...), or None
         What is known to be right.
     """
@@ -70,10 +71,10 @@ class EngineData:
     def __len__(self) -> int:
         return len(self.inputs[0])
 
-    def rows(self, samples: Ints) -> list[torch.Tensor]:
+    def rows(self, samples: Ints) -> Inputs:
         """Copy the inputs of some samples."""
         which = torch.from_numpy(samples)
-        return [x[which.to(x.device)] for x in self.inputs]
+        return Inputs.of(self.inputs).each(lambda x: x[which.to(x.device)])
 
 
 class Engine:

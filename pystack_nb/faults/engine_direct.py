@@ -17,6 +17,7 @@ import torch
 
 from pystack_nb.errors import FaultError
 from pystack_nb.faults import bits, structures
+from pystack_nb.faults.data import Inputs
 from pystack_nb.faults.engine_trace import hooked
 
 
@@ -80,7 +81,7 @@ def _generators() -> tuple[Any, ...]:
 def forward(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Run the golden forward of one sample; give the tensors of the output."""
     with torch.no_grad(), state_kept(model), hooked(model, lambda _, tensor: tensor):
-        return tensors_of(model(*(x.clone() for x in inputs)))
+        return tensors_of(Inputs.of(inputs).each(torch.clone).given_to(model))
 
 
 def run_one(
@@ -128,7 +129,7 @@ def run_one(
     leaves = None
     with torch.no_grad(), state_kept(model), hooked(model, strike), patch:
         try:
-            output = model(*(x.clone() for x in inputs))
+            output = Inputs.of(inputs).each(torch.clone).given_to(model)
         except FaultError:
             raise
         except Exception:  # noqa: BLE001 - whatever a fault raises is its outcome

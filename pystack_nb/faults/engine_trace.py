@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pystack_nb.errors import FaultError
 from pystack_nb.faults import structures
+from pystack_nb.faults.data import Inputs
 from pystack_nb.faults.layers import layers
 
 
@@ -102,7 +103,7 @@ def trace(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Trace:
     model : torch.nn.Module
         In eval mode.
     inputs : sequence of torch.Tensor
-        Its positional arguments.
+        Its arguments: positional, or `Inputs`.
 
     Raises
     ------
@@ -114,11 +115,11 @@ def trace(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Trace:
     found = Trace()
     recorder = _Recorder(found)
     # Aliases, so that an input that is also a parameter or a buffer is not taken for it.
-    given = [tensor.view_as(tensor) for tensor in inputs]
+    given = Inputs.of(inputs).each(lambda x: x.view_as(x))
     found.inputs = [recorder.number(tensor) for tensor in given]
     refused = _numbers_are_refused(recorder)
     with torch.inference_mode(), hooked(model, recorder.mark), refused, recorder:
-        output = model(*given)
+        output = given.given_to(model)
     for path in structures.outputs(output).values():
         tensor = structures.get(output, path)
         if not recorder.knows(tensor) or tensor.is_quantized:

@@ -15,7 +15,7 @@ import torch
 
 from pystack_nb.errors import CampaignError, FaultDetectedError, FaultError
 from pystack_nb.faults import structures
-from pystack_nb.faults.data import tensors
+from pystack_nb.faults.data import Inputs, tensors
 from pystack_nb.faults.engine_trials import OUTCOMES, Outputs, Trials
 from pystack_nb.faults.injection import Fault, inject
 from pystack_nb.faults.metrics import Top1, as_metric
@@ -120,7 +120,7 @@ def compare(
     trials = _Trials(model, inputs, labels, judge)
     samples = sorted(set(faults["sample"]))
     trials.golden = {sample: _rows(trials.run(sample)) for sample in samples}
-    times = _times(model, [x[:batch_size] for x in inputs], variants, repeats)
+    times = _times(model, inputs.each(lambda x: x[:batch_size]), variants, repeats)
     rows = []
     for name, defences in variants.items():
         with ExitStack() as stack:
@@ -155,7 +155,7 @@ def compare(
 @dataclass
 class _Trials:
     model: torch.nn.Module
-    inputs: list[torch.Tensor]
+    inputs: Inputs
     labels: torch.Tensor | None
     metric: Metric
 
@@ -164,7 +164,7 @@ class _Trials:
 
     def run(self, sample: int) -> Any:
         with torch.no_grad():
-            return self.model(*(x[sample : sample + 1].clone() for x in self.inputs))
+            return self.inputs.each(lambda x: x[sample : sample + 1].clone()).given_to(self.model)
 
     def alarmed(self, sample: int, guards: Protection) -> bool:
         before = _detections(guards)
@@ -231,7 +231,7 @@ class _At(Pattern):
 
 def _times(
     model: torch.nn.Module,
-    inputs: list[torch.Tensor],
+    inputs: Inputs,
     variants: Mapping[str, Sequence[Defence]],
     repeats: int,
 ) -> dict[str, float]:
@@ -244,10 +244,10 @@ def _times(
                 if defences:
                     stack.enter_context(protect(model, *defences))
                 for _ in range(3):  # the last one finds caches warm
-                    given = [x.clone() for x in inputs]  # the model may overwrite them
+                    given = inputs.each(torch.clone)  # the model may overwrite them
                     wait()
                     started = time.perf_counter_ns()
-                    model(*given)
+                    given.given_to(model)
                     wait()
                     ended = time.perf_counter_ns()
                 taken[name].append(ended - started)

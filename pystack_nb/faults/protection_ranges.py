@@ -117,7 +117,8 @@ class Ranger(Defence):
             with untouched(model), torch.no_grad():
                 for start in range(0, len(inputs[0]), batch_size):
                     # Copies: a model may overwrite what it is given.
-                    model(*(x[start : start + batch_size].clone() for x in inputs))
+                    some = slice(start, start + batch_size)
+                    inputs.each(lambda x, some=some: x[some].clone()).given_to(model)  # type: ignore[misc]
         finally:
             for handle in handles:
                 handle.remove()
