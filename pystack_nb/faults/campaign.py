@@ -167,8 +167,8 @@ class Campaign(Analysis):
         ----------
         executor : concurrent.futures.Executor or distributed.Client, optional
             Where batches are evaluated; here by default.  A worker that is lost costs its
-            unfinished batch: dask runs that again elsewhere, a broken pool is an error after
-            which another `run` goes on.
+            unfinished batch: dask runs that again elsewhere, and in place of a broken pool of
+            processes a new one goes on, with a warning.
         progress : bool, optional
             Show a progress bar.
 
