@@ -115,10 +115,12 @@ def _first(tensor: torch.Tensor, positions: Positions) -> float:
 def _check_repeats(
     error: ErrorModel, tensor: torch.Tensor, positions: Positions, drawn: Drawn
 ) -> None:
-    one, other = tensor.detach().clone(), tensor.detach().clone()
-    for copy in (one, other):
-        error.apply(copy, positions, drawn)
-    if (bits.read(one, positions) != bits.read(other, positions)).any():
+    kept, made = bits.read(tensor, positions), []
+    for _ in range(2):
+        error.apply(tensor, positions, drawn)
+        made.append(bits.read(tensor, positions))
+        bits.write(tensor, positions, kept)
+    if (made[0] != made[1]).any():
         raise FaultError(
             f"{error} makes other values of the same ones when it is asked again, so that no"
             " fault could be repeated: draw from the generator that it is given, and nowhere else"

@@ -40,7 +40,10 @@ def put(tensor: torch.Tensor, positions: NDArray[np.int64], values: torch.Tensor
     if tensor.is_quantized:
         scale, zero = _scale(tensor, positions)
         low, high, held = bits.QUANTISED[tensor.dtype]
-        values = (_finite(values.double() / scale).round() + zero).clamp(low, high).to(held)
+        units = _finite(values.double() / scale)
+        # Embeddings have a zero point that is no whole number.
+        rounded = units.round() + zero if _is_whole(tensor) else (units + zero).round()
+        values = rounded.clamp(low, high).to(held)
     elif tensor.dtype == torch.bool:
         values = _finite(values) != 0
     elif tensor.dtype.is_floating_point:
@@ -84,6 +87,10 @@ def _finite(values: torch.Tensor) -> torch.Tensor:
     if values.dtype.is_floating_point and bool(values.isnan().any()):
         raise FaultError("NaN is no value of an integer type: choose a number")
     return values
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    return tensor.qscheme() != torch.per_channel_affine_float_qparams
 
 
 def _scale(tensor: torch.Tensor, positions: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
