@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def _present(**known: Any) -> dict[torch.dtype, Any]:
-    # Unsigned types came with torch 2.3, and quantised ones are going to leave it.
+    # float8_e8m0fnu came with torch 2.7, and quantised types are going to leave it.
     return {getattr(torch, name): fact for name, fact in known.items() if hasattr(torch, name)}
 
 
