@@ -285,9 +285,14 @@ def change(
 def read(tensor: torch.Tensor, positions: NDArray[np.int64]) -> Masks:
     """Give the stored bits of the elements at flat positions, as unsigned numbers."""
     view, where = place(stored(tensor), positions)
-    values = view[where].cpu().numpy()
-    unsigned: Masks = values.view(np.dtype(f"u{values.itemsize}")).astype(np.uint64)
-    return unsigned
+    return unsigned(view[where])
+
+
+def unsigned(stored: torch.Tensor) -> Masks:
+    """Give bits, as `stored` shows them, as unsigned numbers in this process's memory."""
+    values = stored.cpu().numpy()
+    numbers: Masks = values.view(np.dtype(f"u{values.itemsize}")).astype(np.uint64)
+    return numbers
 
 
 def write(tensor: torch.Tensor, positions: NDArray[np.int64], bits: Masks) -> None:

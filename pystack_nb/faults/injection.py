@@ -14,6 +14,7 @@ import torch
 from pystack_nb import marks
 from pystack_nb.errors import FaultError
 from pystack_nb.faults import structures
+from pystack_nb.faults.elements import Elements
 from pystack_nb.faults.fault import Fault, Strike, streams
 from pystack_nb.faults.hooks import Forward, Forwards, Hook
 from pystack_nb.faults.layers import Layer, OwnSlot, find, layers, listed
@@ -303,11 +304,12 @@ class _Injection:
     ) -> None:
         positions, drawn = placed
         forward, call, role = where
-        before = Contents.of(tensor, positions)
+        elements = Elements(tensor, positions, drawn.kept)
+        before = Contents.of(elements)
         started = time.monotonic_ns()
         with torch.no_grad():
-            strike.fault.error.apply(tensor, positions, drawn)
-        after = Contents.of(tensor, positions)
+            strike.fault.error.change(elements, drawn)
+        after = Contents.of(elements)
         site = (strike.number, forward, layer.name, call, role, tuple(tensor.shape), tensor.dtype)
         injection = Injection(*site, positions, drawn.bit, before, after, started)
         self.log.injections.append(injection)
