@@ -235,7 +235,21 @@ class Everywhere(Pattern):
 
 
 @dataclass(frozen=True)
-class ElementErrorRate(Pattern):
+class _Rate(Pattern):
+    rate: float
+
+    def __post_init__(self) -> None:
+        rate: object = self.rate
+        if not isinstance(rate, SupportsFloat) or not 0 <= float(rate) <= 1:
+            raise FaultError(f"{rate!r} is no probability: give a number from 0 to 1")
+
+    def places(self, region: Region) -> int:  # noqa: ARG002
+        """Give 1: the tensor as a whole has a rate."""
+        return 1
+
+
+@dataclass(frozen=True)
+class ElementErrorRate(_Rate):
     """Each element is struck with a probability, whatever happens to the others.
 
     Parameters
@@ -244,22 +258,13 @@ class ElementErrorRate(Pattern):
         Probability of a fault per element, from 0 to 1.
     """
 
-    rate: float
-
-    def __post_init__(self) -> None:
-        _check_rate(self.rate)
-
     def elements(self, rng: np.random.Generator, region: Region) -> Positions:
         """Draw them, perhaps none; see `Pattern.elements`."""
         return _struck(rng, region.size, self.rate)
 
-    def places(self, region: Region) -> int:  # noqa: ARG002
-        """Give 1: the tensor as a whole has a rate."""
-        return 1
-
 
 @dataclass(frozen=True)
-class BitErrorRate(Pattern):
+class BitErrorRate(_Rate):
     """Each bit is struck with a probability: memory at reduced voltage or refresh.
 
     The error model must be a `BitFlip` or `StuckAt` of single bits; it says which bits of an
@@ -271,18 +276,9 @@ class BitErrorRate(Pattern):
         Probability of a fault per bit, from 0 to 1.
     """
 
-    rate: float
-
-    def __post_init__(self) -> None:
-        _check_rate(self.rate)
-
     def elements(self, rng: np.random.Generator, region: Region) -> Positions:  # noqa: ARG002
         """Draw elements alone: not what a rate per bit can do."""
         raise FaultError("a bit error rate strikes bits: draw them with an error model")
-
-    def places(self, region: Region) -> int:  # noqa: ARG002
-        """Give 1: the tensor as a whole has a rate."""
-        return 1
 
     def draw(
         self, rng: np.random.Generator, region: Region, error: ErrorModel, dtype: torch.dtype
@@ -334,8 +330,3 @@ def _whole(number: object, name: str) -> int:
         return operator.index(number)  # type: ignore[arg-type]
     except TypeError:
         raise FaultError(f"{name}={number!r}: give a whole number") from None
-
-
-def _check_rate(rate: object) -> None:
-    if not isinstance(rate, SupportsFloat) or not 0 <= float(rate) <= 1:
-        raise FaultError(f"{rate!r} is no probability: give a number from 0 to 1")
