@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from pystack_nb.errors import CampaignError
-from pystack_nb.faults import engine_direct, executors, fingerprint, plan
+from pystack_nb.faults import bits, engine_direct, executors, fingerprint, plan
 from pystack_nb.faults.data import Inputs, tensors
 from pystack_nb.faults.metrics import Top1, as_metric
 from pystack_nb.faults.models import BitFlip, ErrorModel
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
     from collections.abc import Callable, Iterator
 
-_QUANTISED = {torch.qint8, torch.quint8, torch.qint32}
 _KINDS = {"neurons": "neuron", "weights": "weight"}
 _NUMBERS = ("before", "after", "score")
 _BATCH_SECONDS = 2.0  # what a killed campaign loses at most, about
 _BATCH = (64, 8192)  # faults of a batch, at least and at most
-_TRIAL_SECONDS = 0.25
+_TRIAL_SECONDS = 0.06  # tell how long the rest takes
+_TRIAL = (4, 1024)  # faults, at least and at most, and no more than a tenth of them
 
 
 class Campaign(Analysis):
@@ -142,6 +142,7 @@ class Campaign(Analysis):
             self.design.pilot(self._strata)
         self._store = None if path is None else Store(path, self.fingerprint())
         self._finished: list[pd.DataFrame] = []
+        self._tried: list[pd.DataFrame] = []
         self._plan: Plan | None = None
         self._engine: Any = None
 
@@ -278,7 +279,9 @@ class Campaign(Analysis):
         args, kwargs = self.inputs.each(lambda x: x[:1].clone()).arguments
         found = find_sites(self.model, *args, **kwargs)
         # Integer tensors are indices and counters; each other tensor counts once.
-        numbers = np.array([x.is_floating_point or x in _QUANTISED for x in found["dtype"]], bool)
+        numbers = np.array(
+            [x.is_floating_point or x in bits.QUANTISED for x in found["dtype"]], bool
+        )
         here = (found["kind"] == "weight") | found["role"].str.startswith("output")
         wanted = here & numbers & (found["bits"] > 0) & (found["same_as"] == "")
         if chosen is not None:
@@ -327,25 +330,34 @@ class Campaign(Analysis):
 
     def _run_batches(self, planned: Plan, executor: Any, *, progress: bool) -> None:
         faults = planned.faults
-        done = self._done()
-        left = faults[~faults["fault"].isin(done["fault"])] if len(done) else faults
-        if not len(left):
+        left, tried = self._left(faults), self._tried
+        if not len(left) and not tried:
             return
+        if tried:
+            self._keep(pd.concat(tried, ignore_index=True))
+            self._tried = []
         bar = _bar(len(faults), len(faults) - len(left)) if progress else None
         try:
-            batches = _batches(left, planned.seconds / max(1, len(faults)))
+            batches = _batches(left, planned.seconds / max(1, len(left)))
             job = executors.Job(make_engine, self._arguments, torch.get_num_threads())
             own = self._own() if executor is None else None
             for batch in executors.evaluate(executor, job, batches, own=own):
-                if self._store is None:
-                    self._finished.append(batch)
-                else:
-                    self._store.append(batch)
+                self._keep(batch)
                 if bar is not None:
                     bar.update(len(batch))
         finally:
             if bar is not None:
                 bar.close()
+
+    def _keep(self, batch: pd.DataFrame) -> None:
+        if self._store is None:
+            self._finished.append(batch)
+        else:
+            self._store.append(batch)
+
+    def _left(self, faults: pd.DataFrame) -> pd.DataFrame:
+        known = [x["fault"] for x in (self._done(), *self._tried) if len(x)]
+        return faults[~faults["fault"].isin(pd.concat(known))] if known else faults
 
     def _done(self) -> pd.DataFrame:
         if self._store is not None:
@@ -366,18 +378,21 @@ class Campaign(Analysis):
         return self._engine
 
     def _estimate(self, faults: pd.DataFrame) -> float:
-        """Time some of the faults, more and more until they took long enough to tell."""
-        engine, count = self._own(), 4
-        # The first evaluation also traces the model and finds the quickest batch.
-        engine.evaluate(faults.head(1))
-        while True:
-            some = faults.iloc[np.linspace(0, len(faults) - 1, min(count, len(faults)), dtype=int)]
+        """Time some of the faults that are left; what became of them is kept for the run."""
+        left, count = self._left(faults), 1
+        most = int(min(max(len(left) // 10, _TRIAL[0]), _TRIAL[1]))
+        while len(left):
+            which = np.unique(np.linspace(0, len(left) - 1, min(count, len(left)), dtype=int))
             start = time.perf_counter()
-            engine.evaluate(some.reset_index(drop=True))
+            some = left.iloc[which].reset_index(drop=True)
+            self._tried.append(executors.evaluated(self._own(), some))
             taken = time.perf_counter() - start
-            if taken > _TRIAL_SECONDS / 4 or count >= min(1024, len(faults)):
-                return taken / len(some) * len(faults)
-            count *= 8
+            left = left.drop(left.index[which])
+            # The first one also traces the model and finds the quickest batch.
+            if count > 1 and (taken > _TRIAL_SECONDS or count >= most):
+                return taken / len(which) * len(left)
+            count = min(8 * count, most) if count > 1 else _TRIAL[0]
+        return 0.0
 
 
 def make_engine(*, inputs: Inputs, labels: torch.Tensor | None, **options: Any) -> Any:
@@ -413,7 +428,7 @@ def _check_is(value: Any, kind: Any, name: str, wanted: str) -> None:
 
 def _whole(value: Any, name: str, least: int) -> int:
     try:
-        number = operator.index(value)
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = least - 1
     if number < least:

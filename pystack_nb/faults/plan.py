@@ -145,7 +145,8 @@ class Plan:
     confidence : float
         Of the margins.
     seconds : float
-        How long the run will take in one process, as a short trial tells; NaN where none ran.
+        How long the run will take in one process, as a short trial tells, whose faults are
+        the first that are finished; NaN where none ran.
     """
 
     strata: pd.DataFrame
