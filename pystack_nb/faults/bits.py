@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def _present(**known: Any) -> dict[torch.dtype, Any]:
-    # Unsigned types came with torch 2.3, and quantised ones are going to leave it.
+    # float8_e8m0fnu came with torch 2.7, and quantised types are going to leave it.
     return {getattr(torch, name): fact for name, fact in known.items() if hasattr(torch, name)}
 
 
@@ -38,8 +38,12 @@ _FLOATS: dict[torch.dtype, tuple[int, int]] = _present(
     bfloat16=(7, 8),
     float8_e4m3fn=(3, 4),
     float8_e5m2=(2, 5),
+    float8_e4m3fnuz=(3, 4),
+    float8_e5m2fnuz=(2, 5),
     float64=(52, 11),
 )
+# An exponent and nothing else: the scale of a block in the OCP microscaling formats, v1.0.
+_EXPONENTS: dict[torch.dtype, int] = _present(float8_e8m0fnu=8)
 _SIGNED: dict[torch.dtype, int] = _present(int8=8, int16=16, int32=32, int64=64, qint8=8, qint32=32)
 _UNSIGNED: dict[torch.dtype, int] = _present(
     bool=1, uint8=8, uint16=16, uint32=32, uint64=64, quint8=8
@@ -71,11 +75,11 @@ def width(dtype: torch.dtype) -> int:
     Raises
     ------
     FaultError
-        For complex and other types.
+        For complex and other types, such as those that pack several elements into a byte.
     """
     if dtype in _FLOATS:
         return 1 + sum(_FLOATS[dtype])
-    known = _SIGNED.get(dtype) or _UNSIGNED.get(dtype)
+    known = _SIGNED.get(dtype) or _UNSIGNED.get(dtype) or _EXPONENTS.get(dtype)
     if known is None:
         instead = (
             "give torch.view_as_real(tensor), which shares its memory"
@@ -97,7 +101,8 @@ def fields(dtype: torch.dtype) -> dict[str, range]:
     Returns
     -------
     dict of str to range
-        ``sign``, ``exponent`` and ``mantissa`` of floating types; ``sign`` and
+        ``sign``, ``exponent`` and ``mantissa`` of floating types (``float8_e8m0fnu`` has its
+        exponent alone); ``sign`` and
         ``magnitude`` of signed integers (two's complement); else ``magnitude``.
     """
     bits = width(dtype)
@@ -108,6 +113,8 @@ def fields(dtype: torch.dtype) -> dict[str, range]:
             "exponent": range(mantissa, bits - 1),
             "mantissa": range(mantissa),
         }
+    if dtype in _EXPONENTS:
+        return {"exponent": range(bits)}
     if dtype in _SIGNED:
         return {"sign": range(bits - 1, bits), "magnitude": range(bits - 1)}
     return {"magnitude": range(bits)}
@@ -140,26 +147,9 @@ def stored(tensor: torch.Tensor) -> torch.Tensor:
         For types that `width` refuses, and tensors whose elements have no place in memory
         (sparse, meta, nested) or another value than memory has (lazily negated).
     """
-    if not isinstance(tensor, torch.Tensor):
-        raise FaultError(
-            f"{type(tensor).__name__} is no torch.Tensor: give one, such as"
-            " torch.from_numpy(array), which shares the array's memory"
-        )
-    if tensor.is_nested:
-        raise FaultError(
-            "a nested tensor has no shape that an index could count: give one of"
-            " tensor.unbind(), which share its memory"
-        )
+    _check_is_tensor(tensor)
     dtype = stored_dtype(tensor.dtype)
-    if tensor.is_neg():
-        raise FaultError(
-            "this tensor is the negative of what its memory holds: give tensor.resolve_neg()"
-        )
-    if tensor.layout != torch.strided or tensor.device.type == "meta":
-        raise FaultError(
-            f"a tensor of layout {tensor.layout} on device {tensor.device} has no element"
-            " that a fault could strike: give a dense tensor that is in memory"
-        )
+    _check_is_held(tensor)
     if tensor.is_quantized:
         view = torch.empty(0, dtype=dtype, device=tensor.device)
         return view.set_(
@@ -176,12 +166,13 @@ def flip_bit(tensor: torch.Tensor, index: int | tuple[int, ...], bit: int) -> No
     Parameters
     ----------
     tensor : torch.Tensor
-        Any tensor that `stored` takes.  Parameters that require gradients are changed, too,
-        and autograd does not see it.
+        Any tensor that `stored` takes, and complex ones.  Parameters that require gradients
+        are changed, too, and autograd does not see it.
     index : int or tuple of int
         The element: one number for each dimension (``()`` for a tensor of none), from 0.
     bit : int
-        0 is the least significant stored bit.
+        0 is the least significant stored bit.  Of a complex number the lower half of the bits
+        is its real part, and the upper half the imaginary one.
 
     Raises
     ------
@@ -195,10 +186,54 @@ def flip_bit(tensor: torch.Tensor, index: int | tuple[int, ...], bit: int) -> No
     >>> x
     tensor([-1.])
     """
-    view = own(tensor)
+    real = _as_real(tensor)
+    view = own(real)
     where = check_index(index, tuple(tensor.shape))
-    mask = int(signed(np.array([1 << check_bit(bit, tensor.dtype)], np.uint64), tensor.dtype)[0])
-    view[where] ^= mask
+    if real is tensor:
+        number = check_bit(bit, tensor.dtype)
+    else:
+        each = width(real.dtype)
+        part, number = divmod(_check_below(bit, 2 * each, tensor.dtype), each)
+        where = (*where, part)
+    view[where] ^= int(signed(np.array([1 << number], np.uint64), real.dtype)[0])
+
+
+def _as_real(tensor: torch.Tensor) -> torch.Tensor:
+    """View a complex tensor as pairs of numbers; give any other one as it is."""
+    _check_is_tensor(tensor)
+    if not tensor.is_complex():
+        return tensor
+    _check_is_held(tensor)
+    if tensor.is_conj():
+        raise FaultError(
+            "this tensor is the conjugate of what its memory holds: give tensor.resolve_conj()"
+        )
+    return torch.view_as_real(tensor.data)
+
+
+def _check_is_tensor(tensor: torch.Tensor) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        raise FaultError(
+            f"{type(tensor).__name__} is no torch.Tensor: give one, such as"
+            " torch.from_numpy(array), which shares the array's memory"
+        )
+    if tensor.is_nested:
+        raise FaultError(
+            "a nested tensor has no shape that an index could count: give one of"
+            " tensor.unbind(), which share its memory"
+        )
+
+
+def _check_is_held(tensor: torch.Tensor) -> None:
+    if tensor.is_neg():
+        raise FaultError(
+            "this tensor is the negative of what its memory holds: give tensor.resolve_neg()"
+        )
+    if tensor.layout != torch.strided or tensor.device.type == "meta":
+        raise FaultError(
+            f"a tensor of layout {tensor.layout} on device {tensor.device} has no element"
+            " that a fault could strike: give a dense tensor that is in memory"
+        )
 
 
 def flip(tensor: torch.Tensor, positions: NDArray[np.int64], masks: Masks) -> None:
@@ -250,9 +285,14 @@ def change(
 def read(tensor: torch.Tensor, positions: NDArray[np.int64]) -> Masks:
     """Give the stored bits of the elements at flat positions, as unsigned numbers."""
     view, where = place(stored(tensor), positions)
-    values = view[where].cpu().numpy()
-    unsigned: Masks = values.view(np.dtype(f"u{values.itemsize}")).astype(np.uint64)
-    return unsigned
+    return unsigned(view[where])
+
+
+def unsigned(stored: torch.Tensor) -> Masks:
+    """Give bits, as `stored` shows them, as unsigned numbers in this process's memory."""
+    values = stored.cpu().numpy()
+    numbers: Masks = values.view(np.dtype(f"u{values.itemsize}")).astype(np.uint64)
+    return numbers
 
 
 def write(tensor: torch.Tensor, positions: NDArray[np.int64], bits: Masks) -> None:
@@ -415,13 +455,16 @@ def check_index(index: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int
 
 def check_bit(bit: int, dtype: torch.dtype) -> int:
     """Make a bit a Python integer that the type has, or say what is wrong with it."""
+    return _check_below(bit, width(dtype), dtype)
+
+
+def _check_below(bit: int, wide: int, dtype: torch.dtype) -> int:
     try:
         number = operator.index(bit)
     except TypeError:
         raise FaultError(f"{bit!r} is no bit: give a whole number") from None
-    if not 0 <= number < width(dtype):
+    if not 0 <= number < wide:
         raise FaultError(
-            f"{dtype} has no bit {number}: give one from 0 (least significant) to"
-            f" {width(dtype) - 1}"
+            f"{dtype} has no bit {number}: give one from 0 (least significant) to {wide - 1}"
         )
     return number

@@ -15,10 +15,11 @@ import pandas as pd
 import torch
 
 from pystack_nb.errors import CampaignError
-from pystack_nb.faults import engine_direct, executors, fingerprint, plan
-from pystack_nb.faults.data import device_of, tensors
+from pystack_nb.faults import bits, engine_direct, executors, fingerprint, plan
+from pystack_nb.faults.data import Inputs, device_of, tensors
 from pystack_nb.faults.metrics import Top1, as_metric
 from pystack_nb.faults.models import BitFlip, ErrorModel
+from pystack_nb.faults.patterns import Pattern
 from pystack_nb.faults.plan import Design, Plan
 from pystack_nb.faults.results import Analysis
 from pystack_nb.faults.sites import sites as find_sites
@@ -32,12 +33,12 @@ if TYPE_CHECKING:
 
     from collections.abc import Callable, Iterator
 
-_QUANTISED = {torch.qint8, torch.quint8, torch.qint32}
 _KINDS = {"neurons": "neuron", "weights": "weight"}
 _NUMBERS = ("before", "after", "score")
 _BATCH_SECONDS = 2.0  # what a killed campaign loses at most, about
 _BATCH = (64, 8192)  # faults of a batch, at least and at most
-_TRIAL_SECONDS = 0.25
+_TRIAL_SECONDS = 0.06  # tell how long the rest takes
+_TRIAL = (4, 1024)  # faults, at least and at most, and no more than a tenth of them
 
 
 class Campaign(Analysis):
@@ -48,10 +49,14 @@ class Campaign(Analysis):
     model : torch.nn.Module
         In ``eval()`` mode; it is left as it is.  Each forward finds its buffers and attributes
         as they were at first; what it keeps elsewhere, so that outputs differ, is refused.
-    data : tuple, tensor, Dataset, DataLoader or list
-        Samples, with labels where the metric needs them; see `data.tensors`.
+    data : tuple, tensor, dict, Dataset, DataLoader or list
+        Samples, with labels where the metric needs them; see `data.tensors`.  The inputs of a
+        model that takes keyword arguments are a dict: ``({"x": x, "mask": mask}, labels)``.
     error_model : ErrorModel, optional
-        What happens to an element: a model of bits or of written values.
+        What happens to an element.  Models of bits and of written values, on single elements,
+        are fast: many faults share a forward.  `Noise`, `Custom` and all patterns have a
+        forward for each fault.  A `Custom` function must give the same for the same values and
+        generator; `run` in other processes needs one that can be pickled.
     sites : {"neurons", "weights"} or pandas.DataFrame, optional
         Where: outputs of the innermost layers, parameters and buffers, both (the default), or
         rows of what `sites` gives, any of them.  Of integer tensors only by such rows.
@@ -62,6 +67,13 @@ class Campaign(Analysis):
     per : {"network", "layer", "layer,bit"}, optional
         What the error margin is for: the whole network (Leveugle et al., DATE 2009), each layer
         and role, or each of their bits (Ruospo et al., DATE 2023).
+    pattern : Pattern, optional
+        Which elements of a tensor a fault strikes together; one by default.  The population of
+        a layer and role are then its places instead of its elements, and the samples: channels
+        (one, where its number is given), rows, one for `Everywhere` and the error rates,
+        elements for `Several`.  It is finite, and no fault comes twice, where the error model
+        can do one thing only to an element, as `Zero` or ``BitFlip(bit=30)``, and the place
+        tells the elements; elsewhere the faults are drawn with replacement.
     error, confidence : float, optional
         Margin of error, as a fraction, and its confidence; also that of the results' intervals.
     faults : int, optional
@@ -94,6 +106,7 @@ class Campaign(Analysis):
         *,
         seed: int | None = None,
         metric: Callable[..., Any] | None = None,
+        pattern: Pattern | None = None,
         per: str = "network",
         error: float = 0.01,
         confidence: float = 0.99,
@@ -110,8 +123,10 @@ class Campaign(Analysis):
         _check_is(error_model, ErrorModel | None, "error_model", "an error model, as BitFlip()")
         self.model = model
         self.inputs, self.labels = tensors(data)
-        self.inputs = [x.to(device_of(model, x.device)) for x in self.inputs]
+        self.inputs = self.inputs.each(lambda x: x.to(device_of(model, x.device)))
         self.error_model = BitFlip() if error_model is None else error_model
+        _check_is(pattern, Pattern | None, "pattern", "a pattern, as Channel()")
+        self.pattern = pattern
         self.metric = as_metric(Top1() if metric is None else metric)
         count = None if faults is None else _whole(faults, "faults", 1)
         self.design = Design(per, error, confidence, count, allocation)
@@ -127,6 +142,7 @@ class Campaign(Analysis):
             self.design.pilot(self._strata)
         self._store = None if path is None else Store(path, self.fingerprint())
         self._finished: list[pd.DataFrame] = []
+        self._tried: list[pd.DataFrame] = []
         self._plan: Plan | None = None
         self._engine: Any = None
 
@@ -152,8 +168,8 @@ class Campaign(Analysis):
         ----------
         executor : concurrent.futures.Executor or distributed.Client, optional
             Where batches are evaluated; here by default.  A worker that is lost costs its
-            unfinished batch: dask runs that again elsewhere, a broken pool is an error after
-            which another `run` goes on.
+            unfinished batch: dask runs that again elsewhere, and in place of a broken pool of
+            processes a new one goes on, with a warning.
         progress : bool, optional
             Show a progress bar.
 
@@ -209,8 +225,11 @@ class Campaign(Analysis):
         return {
             "seed": self.seed,
             "model": fingerprint.of_model(self.model),
-            "data": fingerprint.of_values([self.inputs, self.labels]),
+            "data": fingerprint.of_values(
+                [self.inputs, self.labels, *([self.inputs.names] if self.inputs.names else [])]
+            ),
             "error_model": fingerprint.describe(self.error_model),
+            "pattern": None if self.pattern is None else fingerprint.describe(self.pattern),
             "metric": fingerprint.describe(self.metric),
             "sites": fingerprint.of_table(self.sites),
             "design": dataclasses.asdict(self.design),
@@ -238,7 +257,8 @@ class Campaign(Analysis):
         samples = np.unique(np.linspace(0, len(self.inputs[0]) - 1, 3).astype(int)).tolist()
         with repeatable(self.inputs[0].device):
             outputs = [
-                engine_direct.forward(self.model, [x[[i]] for x in self.inputs]) for i in samples
+                engine_direct.forward(self.model, self.inputs.each(lambda x, i=i: x[[i]]))  # type: ignore[misc]
+                for i in samples
             ]
         return fingerprint.of_values(outputs)
 
@@ -257,9 +277,12 @@ class Campaign(Analysis):
         # One sample, as faults are evaluated: where a model folds time, tokens or patches into
         # the batch, nothing tells how many of a layer's rows are a sample's.  Copies: a forward
         # may change its inputs.
-        found = find_sites(self.model, *(x[:1].clone() for x in self.inputs))
+        args, kwargs = self.inputs.each(lambda x: x[:1].clone()).arguments
+        found = find_sites(self.model, *args, **kwargs)
         # Integer tensors are indices and counters; each other tensor counts once.
-        numbers = np.array([x.is_floating_point or x in _QUANTISED for x in found["dtype"]], bool)
+        numbers = np.array(
+            [x.is_floating_point or x in bits.QUANTISED for x in found["dtype"]], bool
+        )
         here = (found["kind"] == "weight") | found["role"].str.startswith("output")
         wanted = here & numbers & (found["bits"] > 0) & (found["same_as"] == "")
         if chosen is not None:
@@ -272,7 +295,13 @@ class Campaign(Analysis):
         return found[wanted].reset_index(drop=True)
 
     def _stratify(self) -> list[Stratum]:
-        found = stratify(self.sites, self.error_model, len(self.inputs[0]), per=self.design.per)
+        found = stratify(
+            self.sites,
+            self.error_model,
+            len(self.inputs[0]),
+            per=self.design.per,
+            pattern=self.pattern,
+        )
         if self.weight_samples is None:
             return found
         return [dataclasses.replace(x, samples=1) if x.kind == "weight" else x for x in found]
@@ -302,25 +331,34 @@ class Campaign(Analysis):
 
     def _run_batches(self, planned: Plan, executor: Any, *, progress: bool) -> None:
         faults = planned.faults
-        done = self._done()
-        left = faults[~faults["fault"].isin(done["fault"])] if len(done) else faults
-        if not len(left):
+        left, tried = self._left(faults), self._tried
+        if not len(left) and not tried:
             return
+        if tried:
+            self._keep(pd.concat(tried, ignore_index=True))
+            self._tried = []
         bar = _bar(len(faults), len(faults) - len(left)) if progress else None
         try:
-            batches = _batches(left, planned.seconds / max(1, len(faults)))
+            batches = _batches(left, planned.seconds / max(1, len(left)))
             job = executors.Job(make_engine, self._arguments, torch.get_num_threads())
             own = self._own() if executor is None else None
             for batch in executors.evaluate(executor, job, batches, own=own):
-                if self._store is None:
-                    self._finished.append(batch)
-                else:
-                    self._store.append(batch)
+                self._keep(batch)
                 if bar is not None:
                     bar.update(len(batch))
         finally:
             if bar is not None:
                 bar.close()
+
+    def _keep(self, batch: pd.DataFrame) -> None:
+        if self._store is None:
+            self._finished.append(batch)
+        else:
+            self._store.append(batch)
+
+    def _left(self, faults: pd.DataFrame) -> pd.DataFrame:
+        known = [x["fault"] for x in (self._done(), *self._tried) if len(x)]
+        return faults[~faults["fault"].isin(pd.concat(known))] if known else faults
 
     def _done(self) -> pd.DataFrame:
         if self._store is not None:
@@ -330,7 +368,10 @@ class Campaign(Analysis):
     @property
     def _arguments(self) -> dict[str, Any]:
         names = ("model", "inputs", "labels", "metric", "batch_size", "weight_samples")
-        return {x: getattr(self, x) for x in names}
+        arguments = {x: getattr(self, x) for x in names}
+        if (pattern := self._strata[0].pattern) is not None:
+            arguments |= {"error_model": self.error_model, "pattern": pattern}
+        return arguments
 
     def _own(self) -> Any:
         if self._engine is None:
@@ -338,21 +379,24 @@ class Campaign(Analysis):
         return self._engine
 
     def _estimate(self, faults: pd.DataFrame) -> float:
-        """Time some of the faults, more and more until they took long enough to tell."""
-        engine, count = self._own(), 4
-        # The first evaluation also traces the model and finds the quickest batch.
-        engine.evaluate(faults.head(1))
-        while True:
-            some = faults.iloc[np.linspace(0, len(faults) - 1, min(count, len(faults)), dtype=int)]
+        """Time some of the faults that are left; what became of them is kept for the run."""
+        left, count = self._left(faults), 1
+        most = int(min(max(len(left) // 10, _TRIAL[0]), _TRIAL[1]))
+        while len(left):
+            which = np.unique(np.linspace(0, len(left) - 1, min(count, len(left)), dtype=int))
             start = time.perf_counter()
-            engine.evaluate(some.reset_index(drop=True))
+            some = left.iloc[which].reset_index(drop=True)
+            self._tried.append(executors.evaluated(self._own(), some))
             taken = time.perf_counter() - start
-            if taken > _TRIAL_SECONDS / 4 or count >= min(1024, len(faults)):
-                return taken / len(some) * len(faults)
-            count *= 8
+            left = left.drop(left.index[which])
+            # The first one also traces the model and finds the quickest batch.
+            if count > 1 and (taken > _TRIAL_SECONDS or count >= most):
+                return taken / len(which) * len(left)
+            count = min(8 * count, most) if count > 1 else _TRIAL[0]
+        return 0.0
 
 
-def make_engine(*, inputs: list[torch.Tensor], labels: torch.Tensor | None, **options: Any) -> Any:
+def make_engine(*, inputs: Inputs, labels: torch.Tensor | None, **options: Any) -> Any:
     """Make the engine of a campaign, here or in a worker."""
     engine = import_module(f"{__package__}.engine")
     return engine.Engine(data=engine.EngineData(inputs, labels), **options)
@@ -381,7 +425,7 @@ def _check_is(value: Any, kind: Any, name: str, wanted: str) -> None:
 
 def _whole(value: Any, name: str, least: int) -> int:
     try:
-        number = operator.index(value)
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = least - 1
     if number < least:

@@ -22,26 +22,67 @@ from pystack_nb.errors import CampaignError
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-_FORMS = "pass (inputs, labels), a tensor of inputs, a Dataset, a DataLoader or a list of samples"
+_FORMS = (
+    "pass (inputs, labels), a tensor of inputs or a dict of them by name, a Dataset, a DataLoader"
+    " or a list of samples"
+)
 
 
-def tensors(data: Any) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+class Inputs(list[torch.Tensor]):
+    """What a model is given: tensors with samples along dimension 0, by place or by name.
+
+    Parameters
+    ----------
+    tensors : iterable of torch.Tensor
+        One for each argument.
+    names : tuple of str, optional
+        Of keyword arguments, one for each tensor; without them all are positional.
+    """
+
+    def __init__(self, tensors: Iterable[torch.Tensor], names: tuple[str, ...] = ()) -> None:
+        super().__init__(tensors)
+        self.names = names
+
+    @classmethod
+    def of(cls, tensors: Iterable[torch.Tensor]) -> Inputs:
+        """Take inputs as they are, and other tensors as positional."""
+        return tensors if isinstance(tensors, cls) else cls(tensors)
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
+        """Give what a function makes of each tensor."""
+        return Inputs(map(change, self), self.names)
+
+    @property
+    def arguments(self) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
+        """Positional and keyword arguments."""
+        if self.names:
+            return (), dict(zip(self.names, self, strict=True))
+        return tuple(self), {}
+
+    def given_to(self, model: Callable[..., Any]) -> Any:
+        """Call a model with them."""
+        args, kwargs = self.arguments
+        return model(*args, **kwargs)
+
+
+def tensors(data: Any) -> tuple[Inputs, torch.Tensor | None]:
     """Give the model's inputs and the labels of all samples.
 
     Parameters
     ----------
-    data : tuple, tensor, Dataset, DataLoader or list
-        ``(inputs, labels)``, where `inputs` is a tensor, or a list of them for a model that
-        takes several, and `labels` a tensor or None; a tensor of inputs; or a Dataset, list or
-        DataLoader of samples.  A sample is an input, or a tuple of inputs of which the last is
-        the label.  The samples of a loader that shuffles are taken in its dataset's order, so
-        that a sample keeps its number; of one with a `RandomSampler` all of them.
+    data : tuple, tensor, dict, Dataset, DataLoader or list
+        ``(inputs, labels)``, where `inputs` is a tensor, or a tuple or list of them for a model
+        that takes several, or a dict of them by the names of keyword arguments, and `labels` a
+        tensor or None; a tensor or dict of inputs; or a Dataset, list or DataLoader of samples.
+        A sample is an input, or a tuple of inputs of which the last is the label, or a dict
+        of inputs and a label.  The samples of a loader that shuffles are taken in its dataset's
+        order, so that a sample keeps its number; of one with a `RandomSampler` all of them.
 
     Returns
     -------
-    inputs : list of torch.Tensor
+    inputs : Inputs
         One for each argument of the model, samples along dimension 0.
     labels : torch.Tensor or None
         Along dimension 0.
@@ -52,17 +93,19 @@ def tensors(data: Any) -> tuple[list[torch.Tensor], torch.Tensor | None]:
         These are no samples, or none, or not equally many of each, or a loader that draws
         other ones each time.
     """
-    if isinstance(data, torch.Tensor):
-        inputs, labels = [data], None
+    inputs: Inputs
+    if isinstance(data, torch.Tensor | Mapping):
+        inputs, labels = _listed(data), None
     elif isinstance(data, tuple) and len(data) == 2:
-        inputs, labels = _listed(data[0]), None if data[1] is None else torch.as_tensor(data[1])
+        inputs = _listed(data[0])
+        labels = None if data[1] is None else torch.as_tensor(data[1])
     elif isinstance(data, DataLoader | Dataset) or _is_list(data):
         inputs, labels = _split(_collated(data))
     else:
         raise CampaignError(f"{type(data).__name__} holds no samples; {_FORMS}")
     counts = {len(x) if x.dim() else 0 for x in inputs}
     counts |= set() if labels is None else {len(labels) if labels.dim() else 0}
-    if len(counts) != 1 or counts == {0}:
+    if not inputs or len(counts) != 1 or counts == {0}:
         raise CampaignError(
             f"inputs and labels have {sorted(counts)} samples; {_FORMS}, equally many of each"
         )
@@ -78,10 +121,15 @@ def _is_list(data: Any) -> bool:
     return isinstance(data, Sequence) and not isinstance(data, tuple | str | bytes)
 
 
-def _listed(inputs: Any) -> list[torch.Tensor]:
+def _listed(inputs: Any) -> Inputs:
+    names: tuple[str, ...] = ()
+    if isinstance(inputs, Mapping):
+        # In one order, whoever wrote them down.
+        names = tuple(sorted(inputs))
+        inputs = [inputs[name] for name in names]
     found = list(inputs) if isinstance(inputs, tuple | list) else [inputs]
     try:
-        return [torch.as_tensor(x) for x in found]
+        return Inputs([torch.as_tensor(x) for x in found], names)
     except (TypeError, ValueError, RuntimeError):
         raise CampaignError(f"these inputs are no tensors; {_FORMS}") from None
 
@@ -142,17 +190,22 @@ def _joined(batches: list[Any]) -> Any:
     first = batches[0]
     if isinstance(first, torch.Tensor):
         return torch.cat(batches)
+    if isinstance(first, Mapping):
+        return {name: _joined([batch[name] for batch in batches]) for name in first}
     if isinstance(first, tuple | list):
         return [_joined([batch[i] for batch in batches]) for i in range(len(first))]
     raise CampaignError(f"a batch of {type(first).__name__} can't be passed on; {_FORMS}")
 
 
-def _split(batch: Any) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+def _split(batch: Any) -> tuple[Inputs, torch.Tensor | None]:
     if isinstance(batch, Mapping):
         raise CampaignError(
             "samples that are mappings don't say which is the label; pass (inputs, labels)"
         )
     if isinstance(batch, torch.Tensor):
-        return [batch], None
-    found = _listed(batch)
-    return (found[:-1], found[-1]) if len(found) > 1 else (found, None)
+        return _listed(batch), None
+    parts = list(batch)
+    if isinstance(parts[0], Mapping) and len(parts) == 2:
+        return _listed(parts[0]), torch.as_tensor(parts[1])
+    found = _listed(parts)
+    return (Inputs(found[:-1]), found[-1]) if len(found) > 1 else (found, None)

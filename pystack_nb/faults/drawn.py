@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+
+from pystack_nb.faults import bits
 
 
 if TYPE_CHECKING:
@@ -47,6 +50,25 @@ class Drawn:
     noise: NDArray[np.float64] | None = None
     rng: np.random.Generator | None = None
     parts: tuple[Drawn, ...] = ()
+    # What is the same each time that a permanent fault strikes: indices and masks on devices.
+    kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def masks(self, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """Give the three masks as `bits.stored` shows a type, moved to a device once.
+
+        One that is alike for all elements has a single element.
+        """
+        key = (dtype, device)
+        if key not in self.kept:
+            alike = [
+                x[:1] if len(x) and (x == x[0]).all() else x
+                for x in (self.and_mask, self.or_mask, self.xor_mask)
+            ]
+            ends = np.cumsum([len(x) for x in alike])[:-1].tolist()
+            moved = torch.from_numpy(bits.signed(np.concatenate(alike), dtype)).to(device)
+            self.kept[key] = moved.tensor_split(ends)
+        found: tuple[torch.Tensor, ...] = self.kept[key]
+        return found
 
     def __len__(self) -> int:
         return len(self.bit)

@@ -32,6 +32,7 @@ import torch
 from pystack_nb.errors import CampaignError, FaultError
 from pystack_nb.faults import engine_direct as direct
 from pystack_nb.faults.blame import is_memory_shortage
+from pystack_nb.faults.data import Inputs
 from pystack_nb.faults.engine_evaluation import Evaluation
 from pystack_nb.faults.engine_golden import Golden
 from pystack_nb.faults.engine_program import Program, UntraceableError
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 
     from pystack_nb.faults.engine_program import Env
     from pystack_nb.faults.engine_trials import Ints
+    from pystack_nb.faults.models import ErrorModel
+    from pystack_nb.faults.patterns import Pattern
 
 __all__ = ["Engine", "EngineData"]
 
@@ -66,7 +69,7 @@ class EngineData:
     Parameters
     ----------
     inputs : list of torch.Tensor, shape (samples, ...)
-        One for each positional argument of the model, on its device.
+        One for each argument of the model, on its device; `Inputs` for keyword arguments.
     labels : torch.Tensor, shape (samples, ...), or None
         What is known to be right.
     """
@@ -77,10 +80,10 @@ class EngineData:
     def __len__(self) -> int:
         return len(self.inputs[0])
 
-    def rows(self, samples: Ints) -> list[torch.Tensor]:
+    def rows(self, samples: Ints) -> Inputs:
         """Copy the inputs of some samples."""
         which = torch.from_numpy(samples)
-        return [x[which.to(x.device)] for x in self.inputs]
+        return Inputs.of(self.inputs).each(lambda x: x[which.to(x.device)])
 
 
 class Engine:
@@ -102,6 +105,10 @@ class Engine:
         Evaluate each weight fault on so many samples, the first ones of the data, instead of
         on its own: its outcome is then the worst one, ``DUE``, ``SDC``, ``masked``, and its
         score the mean.
+    error_model : ErrorModel, optional
+        What faults do whose rows have a ``seed``.
+    pattern : Pattern, optional
+        Which elements they strike.
 
     Raises
     ------
@@ -118,11 +125,15 @@ class Engine:
         metric: Metric | Callable[..., Any] | None = None,
         batch_size: int | None = None,
         weight_samples: int | None = None,
+        *,
+        error_model: ErrorModel | None = None,
+        pattern: Pattern | None = None,
     ) -> None:
         self.model = model
         self.data = data
         self.metric = as_metric(Top1() if metric is None else metric)
         self.weight_samples = weight_samples
+        self.error_model, self.pattern = error_model, pattern
         self._given_batch = batch_size
         self._largest_batch = _LARGEST_BATCH if batch_size is None else batch_size
         self._state: list[Any] = []
@@ -137,7 +148,7 @@ class Engine:
         ----------
         faults : pandas.DataFrame
             As in a plan: ``fault layer call role kind element sample and_mask or_mask
-            xor_mask`` and, where it is not all NaN, ``value``.
+            xor_mask`` and, where it is not all NaN, ``value``; with ``seed`` also ``bit``.
 
         Returns
         -------

@@ -18,6 +18,7 @@ import torch
 from pystack_nb.errors import FaultError
 from pystack_nb.faults import structures
 from pystack_nb.faults.blame import check_blame
+from pystack_nb.faults.data import Inputs
 from pystack_nb.faults.engine_trace import hooked
 from pystack_nb.faults.state import untouched
 
@@ -25,6 +26,7 @@ from pystack_nb.faults.state import untouched
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from pystack_nb.faults.engine_seeded import SeededWeight
     from pystack_nb.faults.engine_trace import Site
     from pystack_nb.faults.engine_trials import Ints, Outputs, Trials
     from pystack_nb.faults.engine_weights import Weight
@@ -64,13 +66,13 @@ def _alone(model: torch.nn.Module) -> Iterator[None]:
 def forward(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Run the golden forward of one sample; give the tensors of the output."""
     with _alone(model), hooked(model, lambda _, tensor: tensor):
-        return tensors_of(model(*(x.clone() for x in inputs)))
+        return tensors_of(Inputs.of(inputs).each(torch.clone).given_to(model))
 
 
 def run_one(
     model: torch.nn.Module,
     inputs: Sequence[torch.Tensor],
-    target: tuple[str, int, str] | Weight,
+    target: tuple[str, int, str] | Weight | SeededWeight,
     results: Trials,
     *,
     trial: int,
@@ -80,7 +82,7 @@ def run_one(
 
     Parameters
     ----------
-    target : tuple or Weight
+    target : tuple, Weight or SeededWeight
         Layer, call and role, or the weight.
 
     Returns
@@ -103,20 +105,17 @@ def run_one(
             return tensor
         reached = True
         try:
-            check_elements(target, results.element[trials], tensor.numel())
-            changed = tensor.clone()
-            results.corrupt(changed if changed.is_quantized else changed[None], 0, row, trials)
+            return _struck(target, tensor, results, trials)
         except Exception as error:
             failed.append(error)
             raise
-        return changed
 
     patch: Any = nullcontext() if isinstance(target, tuple) else target.struck(results, trial)
     leaves: list[torch.Tensor] = []
     raised: Exception | None = None
     with _alone(model), hooked(model, strike), patch:
         try:
-            output = model(*(x.clone() for x in inputs))
+            output = Inputs.of(inputs).each(torch.clone).given_to(model)
         except FaultError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a fault raises is its outcome
@@ -136,6 +135,19 @@ def run_one(
         )
     outputs.add(trials, row, np.ones(1, bool), leaves)
     return True
+
+
+def _struck(
+    site: tuple[str, int, str], tensor: torch.Tensor, results: Trials, trials: Ints
+) -> torch.Tensor:
+    changed = tensor.clone()
+    if results.seeded is not None:
+        results.seeded.strike(changed, results, int(trials[0]), weight=False)
+        return changed
+    check_elements(site, results.element[trials], tensor.numel())
+    whole = changed if changed.is_quantized else changed[None]
+    results.corrupt(whole, 0, np.zeros(1, np.int64), trials)
+    return changed
 
 
 def check_elements(site: tuple[Any, ...], element: Ints, count: int) -> None:

@@ -14,6 +14,7 @@ from pystack_nb.faults.blame import MemoryShortageError
 from pystack_nb.faults.engine_channels import ChannelSweep, Struck, channels_of
 from pystack_nb.faults.engine_golden import Golden
 from pystack_nb.faults.engine_neurons import NeuronSweep
+from pystack_nb.faults.engine_seeded import Seeded, SeededWeight
 from pystack_nb.faults.engine_trace import Site
 from pystack_nb.faults.engine_trials import DUE, OUTCOMES, Outputs, Trials
 from pystack_nb.faults.engine_weights import AloneSweep, Target, Weight
@@ -63,6 +64,7 @@ class Evaluation:
             np.where(self._shared[self._fault], within, samples[self._fault]),
             (columns["and_mask"], columns["or_mask"], columns["xor_mask"]),
             value[self._fault],
+            self._seeds(),
         )
         # Weights are looked at, once, before any fault strikes.
         self._targets: list[Any] = [
@@ -73,8 +75,8 @@ class Evaluation:
 
     def run(self) -> pd.DataFrame:
         """Run all trials, and give a row for each fault."""
-        program = self._engine.program
         trials = np.arange(len(self._fault))
+        program = None if self._trials.seeded is not None else self._engine.program
         if program is None:
             self._direct(trials)
         else:
@@ -237,8 +239,22 @@ class Evaluation:
             end = min(at + together, len(samples))
             yield samples[at:end], trials[bounds[at] : bounds[end]]
 
-    def _weight(self, site: tuple[str, int, str, str], number: int) -> Weight:
+    def _seeds(self) -> Seeded | None:
+        engine, faults = self._engine, self._faults
+        if "seed" not in faults:
+            return None
+        if engine.error_model is None or engine.pattern is None:
+            raise CampaignError(
+                "these faults are told by seeds: give the error_model and pattern that they"
+                " were planned with"
+            )
+        seed, bit = (faults[x].to_numpy(np.int64)[self._fault] for x in ("seed", "bit"))
+        return Seeded(engine.error_model, engine.pattern, seed, bit)
+
+    def _weight(self, site: tuple[str, int, str, str], number: int) -> Weight | SeededWeight:
         layer = find(self._engine.model, self._engine.layers, site[0])
+        if self._trials.seeded is not None:
+            return SeededWeight(layer.slot(site[2]))
         weight = Weight(layer.slot(site[2]))
         trials = np.flatnonzero(self._site[self._fault] == number)
         direct.check_elements(site, self._trials.element[trials], weight.tensor.numel())

@@ -17,6 +17,7 @@ import torch
 
 from torch.utils import _pytree as pytree
 
+from pystack_nb.faults.data import Inputs
 from pystack_nb.faults.engine_trace import Ref, Site, Step, Trace, UntraceableError, trace
 
 
@@ -124,7 +125,10 @@ class Program:
     """
 
     def __init__(self, model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> None:
-        two, three = (trace(model, [_repeat(x, n) for x in inputs]) for n in (2, 3))
+        two, three = (
+            trace(model, Inputs.of(inputs).each(lambda x, n=n: _repeat(x, n)))  # type: ignore[misc]
+            for n in (2, 3)
+        )
         merged = _merge(two, three)
         self._dims = [_batch_dim(a, b) for a, b in zip(two.tensors, three.tensors, strict=True)]
         self._storage = [t.untyped_storage()._cdata for t in two.tensors]  # noqa: SLF001

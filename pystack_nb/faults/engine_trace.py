@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pystack_nb.errors import FaultError
 from pystack_nb.faults import structures
+from pystack_nb.faults.data import Inputs
 from pystack_nb.faults.layers import layers
 
 
@@ -101,7 +102,7 @@ def trace(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Trace:
     model : torch.nn.Module
         In eval mode.
     inputs : sequence of torch.Tensor
-        Its positional arguments.
+        Its arguments: positional, or `Inputs`.
 
     Raises
     ------
@@ -113,11 +114,11 @@ def trace(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Trace:
     found = Trace()
     recorder = _Recorder(found)
     # Aliases, so that an input that is also a parameter or a buffer is not taken for it.
-    given = [tensor.view_as(tensor) for tensor in inputs]
+    given = Inputs.of(inputs).each(lambda x: x.view_as(x))
     try:
         found.inputs = [recorder.number(tensor) for tensor in given]
         with torch.inference_mode(), hooked(model, recorder.mark), recorder:
-            output = model(*given)
+            output = given.given_to(model)
     finally:
         recorder.let_go()
     for path in structures.outputs(output).values():

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pystack_nb.faults.engine_seeded import Seeded
     from pystack_nb.faults.metrics import Metric
 
     Ints = NDArray[np.int64]
@@ -42,6 +43,8 @@ class Trials:
         And, or, xor.
     value : numpy.ndarray of float64
         What is written into quantised tensors, NaN where the masks say it.
+    seeded : Seeded or None
+        What the faults do, where seeds and not the masks say it.
     outcome : numpy.ndarray of int8
         An index into ``OUTCOMES``.
     before, after, score : numpy.ndarray of float64
@@ -58,6 +61,7 @@ class Trials:
     sample: Ints
     masks: tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]
     value: NDArray[np.float64]
+    seeded: Seeded | None = None
 
     def __post_init__(self) -> None:
         count = len(self.element)

@@ -202,9 +202,13 @@ class Weight:
         results.bits_after[trials] = bits.signed(changed, dtype)
 
     def _one(self, results: Trials, trial: np.int64) -> tuple[np.uint64, float]:
-        changed, at = self.tensor.clone(), results.element[[trial]]
-        results.change(changed, at, np.array([trial]))
-        return bits.read(changed, at)[0], float(values.take(changed, at)[0])
+        # In place: embeddings have weights that PyTorch can't clone.
+        at = results.element[[trial]]
+        kept = bits.read(self.tensor, at)
+        results.change(self.tensor, at, np.array([trial]))
+        new = bits.read(self.tensor, at)[0], float(values.take(self.tensor, at)[0])
+        bits.write(self.tensor, at, kept)
+        return new
 
     @contextmanager
     def struck(self, results: Trials, trial: int) -> Iterator[None]:

@@ -13,11 +13,18 @@ import time
 import uuid
 import warnings
 
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
-from contextlib import contextmanager
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +40,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _WINDOW = 64  # batches handed out and not yet back
+_STALLED = 2  # pools that break one after the other, and finish nothing
 _local = threading.local()
 
 
@@ -85,7 +93,12 @@ def evaluate(
     Raises
     ------
     CampaignError
-        The executor is none, the job can't be sent, or the pool broke.
+        The executor is none, the job can't be sent, or pools broke again and again.
+
+    Warns
+    -----
+    RuntimeWarning
+        A pool of processes broke, and its unfinished batches are run in a new one.
     """
     if executor is None:
         engine = job.make() if own is None else own
@@ -93,14 +106,8 @@ def evaluate(
             yield evaluated(engine, batch)
         return
     with _reachable(executor, _pickled(job)) as (pool, where):
-        token = uuid.uuid4().hex
         try:
-            yield from _each(batches, lambda batch: pool.submit(work, token, where, batch))
-        except BrokenExecutor:
-            raise CampaignError(
-                "a worker of the pool died, and the pool with it; run the campaign again with a"
-                " new pool: finished batches are kept"
-            ) from None
+            yield from _each(batches, pool, (work, uuid.uuid4().hex, where))
         except Exception as error:
             if type(error).__name__ != "KilledWorker":
                 raise
@@ -111,18 +118,53 @@ def evaluate(
 
 
 def _each(
-    batches: Iterable[pd.DataFrame], submit: Callable[[pd.DataFrame], Future[pd.DataFrame]]
+    batches: Iterable[pd.DataFrame], pool: Any, task: tuple[Any, ...]
 ) -> Iterator[pd.DataFrame]:
-    left = iter(batches)
-    pending: set[Future[pd.DataFrame]] = set()
+    """Give results as they come; what a broken pool did not finish is run in another one."""
+    rest, stalled = iter(batches), 0
+    with ExitStack() as pools:
+        while True:
+            finished = 0
+            lost: list[pd.DataFrame] = []
+            for result in _until_broken(rest, pool, task, lost):
+                finished += 1
+                yield result
+            if not lost:
+                return
+            rest = chain(lost, rest)
+            stalled = 0 if finished else stalled + 1
+            pool = pools.enter_context(_renewed(pool, len(lost), stalled))
+
+
+def _until_broken(
+    batches: Iterator[pd.DataFrame],
+    pool: Any,
+    task: tuple[Any, ...],
+    lost: list[pd.DataFrame],
+) -> Iterator[pd.DataFrame]:
+    pending: dict[Future[pd.DataFrame], pd.DataFrame] = {}
+    batch: pd.DataFrame | None = None
     try:
         while True:
-            pending.update(submit(batch) for batch in islice(left, _WINDOW - len(pending)))
+            for batch in islice(batches, _WINDOW - len(pending)):
+                pending[pool.submit(*task, batch)] = batch
+            batch = None
             if not pending:
                 return
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                result = future.result()
+                del pending[future]
+                yield result
+    except BrokenExecutor:
+        # The pool fails all that it has not finished.
+        wait(pending)
+        for future, its in pending.items():
+            if future.exception() is None:
                 yield future.result()
+            else:
+                lost.append(its)
+        pending.clear()
+        lost += [] if batch is None else [batch]
     finally:
         for future in pending:
             future.cancel()
@@ -163,6 +205,31 @@ def evaluated(engine: Any, batch: pd.DataFrame) -> pd.DataFrame:
     return results
 
 
+def _renewed(pool: Executor, lost: int, stalled: int) -> Executor:
+    """Make a pool like one that broke."""
+    if type(pool) is not ProcessPoolExecutor or stalled >= _STALLED:
+        raise CampaignError(
+            f"a worker of the {type(pool).__name__} died, and the pool with it"
+            f"{', again and again' if stalled else ''}; give workers more memory, or pass a"
+            " smaller batch_size, and run the campaign again with a new pool: finished batches"
+            " are kept"
+        )
+    held = vars(pool)  # what it was made with, which it tells nobody
+    warnings.warn(
+        f"a worker of the ProcessPoolExecutor died, and the pool with it: its {lost} unfinished"
+        f" batches are run in a new one of {held['_max_workers']} processes",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return ProcessPoolExecutor(
+        held["_max_workers"],
+        mp_context=held["_mp_context"],
+        initializer=held["_initializer"],
+        initargs=held["_initargs"],
+        max_tasks_per_child=held["_max_tasks_per_child"],
+    )
+
+
 def _pickled(job: Job) -> bytes:
     try:
         # Models of a notebook are classes of __main__, which pickle can't send.
@@ -173,8 +240,8 @@ def _pickled(job: Job) -> bytes:
         payload: bytes = dumps(job)
     except Exception as error:  # noqa: BLE001 - whatever the model's parts raise
         raise CampaignError(
-            f"the model, data or metric can't be sent to workers ({error}); define them in a"
-            " module, or run without an executor"
+            f"the model, data, metric or error model can't be sent to workers ({error}); define"
+            " them in a module, or run without an executor"
         ) from None
     return payload
 

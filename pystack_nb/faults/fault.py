@@ -115,6 +115,11 @@ class Fault:
         return f"fault of {self.role} of layer {self.layer!r}"
 
 
+def streams(seed: int | None, count: int) -> list[np.random.Generator]:
+    """Give the random stream of each of some faults that are injected together."""
+    return [np.random.default_rng(x) for x in np.random.SeedSequence(seed).spawn(count)]
+
+
 class Strike:
     """A fault on its way: what was drawn for it, and which forwards it has struck.
 
@@ -167,8 +172,7 @@ class Strike:
             return None
         index = Element() if fault.index is None else fault.index
         if isinstance(index, Pattern):
-            channels = 0 if fault.is_weight or len(shape) == 1 else 1
-            region = Region(shape, channels, dim, fault.sample)
+            region = Region.of(shape, weight=fault.is_weight, batch=dim, sample=fault.sample)
             return index.draw(self._rng, region, fault.error, dtype)
         where = index if isinstance(index, tuple) else (index,)
         if fault.sample is not None and len(where) == len(shape) - 1:

@@ -9,13 +9,13 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from pystack_nb import marks
 from pystack_nb.errors import FaultError
 from pystack_nb.faults import structures
-from pystack_nb.faults.fault import Fault, Strike
+from pystack_nb.faults.elements import Elements
+from pystack_nb.faults.fault import Fault, Strike, streams
 from pystack_nb.faults.hooks import Forward, Forwards, Hook
 from pystack_nb.faults.layers import Layer, OwnSlot, find, layers, listed
 from pystack_nb.faults.log import Contents, Injection, InjectionLog
@@ -25,6 +25,8 @@ from pystack_nb.faults.patches import Patch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import numpy as np
 
     from numpy.typing import NDArray
 
@@ -108,12 +110,12 @@ def inject(
     if not faults or not all(isinstance(fault, Fault) for fault in faults):
         raise FaultError("there is nothing to inject: give one or more faults.Fault(...)")
     try:
-        streams = np.random.SeedSequence(seed).spawn(len(faults))
+        drawn = streams(seed, len(faults))
     except (TypeError, ValueError):
         raise FaultError(f"{seed!r} is no seed: give a whole number from 0 on") from None
     strikes = [
-        Strike(fault, number, np.random.default_rng(stream))
-        for number, (fault, stream) in enumerate(zip(faults, streams, strict=True))
+        Strike(fault, number, stream)
+        for number, (fault, stream) in enumerate(zip(faults, drawn, strict=True))
     ]
     with ExitStack() as undo:
         undo.enter_context(padded(model))
@@ -304,11 +306,12 @@ class _Injection:
     ) -> None:
         positions, drawn = placed
         forward, call, role = where
-        before = Contents.of(tensor, positions)
+        elements = Elements(tensor, positions, drawn.kept)
+        before = Contents.of(elements)
         started = time.monotonic_ns()
         with torch.no_grad():
-            strike.fault.error.apply(tensor, positions, drawn)
-        after = Contents.of(tensor, positions)
+            strike.fault.error.change(elements, drawn)
+        after = Contents.of(elements)
         site = (strike.number, forward, layer.name, call, role, tuple(tensor.shape), tensor.dtype)
         injection = Injection(*site, positions, drawn.bit, before, after, started)
         self.log.injections.append(injection)

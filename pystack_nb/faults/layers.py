@@ -77,10 +77,15 @@ class PackedSlot:
 
     def open(self) -> torch.Tensor:
         """Unpack the tensor."""
-        return _unpacked(self.module)[self.name].detach().clone()
+        held = _unpacked(self.module)[self.name].detach()
+        # What embeddings unpack is nobody else's, and of a kind that PyTorch can't clone.
+        return held.clone() if hasattr(self.module, "_weight_bias") else held
 
     def close(self, tensor: torch.Tensor) -> None:
         """Pack it again."""
+        if not hasattr(self.module, "_weight_bias"):
+            self.module.set_weight(tensor)
+            return
         given = self.module._weight_bias()  # noqa: SLF001 - where torch keeps them
         if not isinstance(given, dict):
             held = _unpacked(self.module) | {self.name: tensor}
@@ -153,7 +158,7 @@ def layers(model: torch.nn.Module) -> dict[str, Layer]:
         names = [name for name, _ in module.named_parameters(recurse=False)]
         names += [name for name, _ in module.named_buffers(recurse=False)]
         layer.slots.update({_role(prefix + name): OwnSlot(module, name) for name in names})
-        if hasattr(module, "set_weight_bias") and hasattr(module, "_weight_bias"):
+        if _is_packed(module):
             layer.slots.update({name: PackedSlot(module, name) for name in _unpacked(module)})
             for held in ("_packed_params", "_all_weight_values"):
                 part = getattr(module, held, None)
@@ -193,7 +198,16 @@ def listed(names: Iterable[str], none: str = "") -> str:
     return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if quoted[1:] else quoted)
 
 
+def _is_packed(module: torch.nn.Module) -> bool:
+    if hasattr(module, "set_weight_bias"):
+        return hasattr(module, "_weight_bias")
+    # Embeddings have no bias.
+    return hasattr(module, "set_weight") and callable(getattr(module, "weight", None))
+
+
 def _unpacked(module: Any) -> dict[str, torch.Tensor]:
+    if not hasattr(module, "_weight_bias"):
+        return {"weight": module.weight()}
     given = module._weight_bias()  # noqa: SLF001 - where torch keeps them
     if isinstance(given, dict):
         named = {name: held for kind in given.values() for name, held in kind.items()}

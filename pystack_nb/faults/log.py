@@ -15,26 +15,35 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pystack_nb.faults.bits import Masks
+    from pystack_nb.faults.elements import Elements
 
 _COLUMNS = ["fault", "forward", "layer", "call", "role", "index", "bit"]
 
 
 class Contents(NamedTuple):
-    """Elements of a tensor at one moment: their stored bits, and values where a scale counts."""
+    """Elements of a tensor at one moment: their stored bits, and values where a scale counts.
 
-    stored: Masks
-    scaled: list[float] | None
+    They stay on the tensor's device: a forward does not wait until they are read.
+    """
+
+    stored: torch.Tensor
+    scaled: torch.Tensor | None
 
     @classmethod
-    def of(cls, tensor: torch.Tensor, positions: NDArray[np.int64]) -> Contents:
-        """Copy the elements at flat positions."""
-        scaled = values.take(tensor, positions).tolist() if tensor.is_quantized else None
-        return cls(bits.read(tensor, positions), scaled)
+    def of(cls, elements: Elements) -> Contents:
+        """Copy elements."""
+        scaled = values.taken(elements) if elements.tensor.is_quantized else None
+        return cls(elements.read(), scaled)
+
+    def first(self) -> Contents:
+        """Give the first one alone."""
+        return Contents(self.stored[:1], None if self.scaled is None else self.scaled[:1])
 
     def numbers(self, dtype: torch.dtype) -> list[Any]:
         """Give them as Python numbers."""
-        return bits.values_of(self.stored, dtype) if self.scaled is None else self.scaled
+        read = self.stored.cpu().view(dtype) if self.scaled is None else self.scaled
+        found: list[Any] = read.tolist()
+        return found
 
 
 class Injection(NamedTuple):
@@ -58,11 +67,7 @@ class Injection(NamedTuple):
         said = {name: getattr(self, name) for name in ("fault", "forward", "layer", "call", "role")}
         first = slice(1)
         axes = np.unravel_index(self.positions[first], self.shape) if self.shape else ()
-        values = (
-            Contents(part.stored[first], part.scaled and part.scaled[first])
-            for part in (self.before, self.after)
-        )
-        before, after = (value.numbers(self.dtype) for value in values)
+        before, after = (x.first().numbers(self.dtype) for x in (self.before, self.after))
         if len(self.positions):
             said["index"] = [int(axis[0]) for axis in axes]
             said |= {"bit": int(self.bit[0]), "before": before[0], "after": after[0]}
@@ -78,13 +83,15 @@ class Injection(NamedTuple):
             "bit": self.bit,
             "before": self.before.numbers(self.dtype),
             "after": self.after.numbers(self.dtype),
-            "changed": self.before.stored ^ self.after.stored,
+            "changed": bits.unsigned(self.before.stored ^ self.after.stored),
             "time_ns": self.time_ns,
         }
 
 
 class InjectionLog:
     """Every injection that took place, in order; it grows while the context is open.
+
+    Each forward adds two copies of the elements that a fault strikes in it, on their device.
 
     Attributes
     ----------

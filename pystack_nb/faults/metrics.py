@@ -200,8 +200,30 @@ class Top1(TopK):
         return f"Top1(where_right={self.where_right}{more})"
 
 
+class _OfAllTensors(Metric):
+    """Compares all tensors of an output."""
+
+    @staticmethod
+    @abstractmethod
+    def in_all(scores: torch.Tensor) -> torch.Tensor:
+        """Give the score of an output from those of its tensors, shape (tensors, samples)."""
+
+    def judge_all(
+        self,
+        golden: Sequence[torch.Tensor],
+        faulty: Sequence[torch.Tensor],
+        labels: torch.Tensor | None,
+    ) -> Verdict:
+        """Compare all tensors; see `Metric.judge_all`."""
+        said = [self.judge(*pair, labels) for pair in zip(golden, faulty, strict=True)]
+        changed, score = (
+            torch.stack(x) for x in zip(*((y.changed, y.score) for y in said), strict=True)
+        )
+        return Verdict(changed.any(0), self.in_all(score), None)
+
+
 @dataclass(frozen=True)
-class Tolerance(Metric):
+class Tolerance(_OfAllTensors):
     """Wrong if any number of any tensor is further off than ``atol + rtol * abs(golden)``.
 
     ``score`` is the largest absolute difference.
@@ -235,20 +257,14 @@ class Tolerance(Metric):
         wrong = ~(off <= self.atol + self.rtol * right.abs()) & (off != 0)
         return Verdict(wrong.any(1), off.amax(1), None)
 
-    def judge_all(
-        self,
-        golden: Sequence[torch.Tensor],
-        faulty: Sequence[torch.Tensor],
-        labels: torch.Tensor | None,
-    ) -> Verdict:
-        """Compare all tensors, and give the largest difference of all."""
-        said = [self.judge(*pair, labels) for pair in zip(golden, faulty, strict=True)]
-        changed, score = _stacked(said)
-        return Verdict(changed.any(0), score.amax(0), None)
+    @staticmethod
+    def in_all(scores: torch.Tensor) -> torch.Tensor:
+        """Give the largest difference of all tensors."""
+        return scores.amax(0)
 
 
 @dataclass(frozen=True)
-class Exact(Metric):
+class Exact(_OfAllTensors):
     """Wrong if any number of any tensor differs; ``score`` is how many do."""
 
     def judge(
@@ -262,16 +278,10 @@ class Exact(Metric):
         count = rows_of(differs).sum(1)
         return Verdict(count > 0, count.double(), None)
 
-    def judge_all(
-        self,
-        golden: Sequence[torch.Tensor],
-        faulty: Sequence[torch.Tensor],
-        labels: torch.Tensor | None,
-    ) -> Verdict:
-        """Compare all tensors, and count the numbers that differ in all."""
-        said = [self.judge(*pair, labels) for pair in zip(golden, faulty, strict=True)]
-        changed, score = _stacked(said)
-        return Verdict(changed.any(0), score.sum(0), None)
+    @staticmethod
+    def in_all(scores: torch.Tensor) -> torch.Tensor:
+        """Give how many numbers differ in all tensors."""
+        return scores.sum(0)
 
 
 @dataclass(frozen=True)
@@ -304,10 +314,6 @@ def rows_of(tensor: torch.Tensor) -> torch.Tensor:
 def main_output(leaves: Sequence[torch.Tensor]) -> int:
     """Give the place of the first floating tensor, or else of the first one."""
     return next((i for i, x in enumerate(leaves) if x.is_floating_point()), 0)
-
-
-def _stacked(said: Sequence[Verdict]) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.stack([x.changed for x in said]), torch.stack([x.score for x in said])
 
 
 def _as_classes(labels: torch.Tensor, wanted: torch.Tensor, classes: int) -> torch.Tensor:

@@ -20,6 +20,7 @@ from pystack_nb.errors import FaultError
 from pystack_nb.faults import bits, values
 from pystack_nb.faults.choice import Choice
 from pystack_nb.faults.drawn import Drawn
+from pystack_nb.faults.elements import Elements
 
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class ErrorModel(ABC):
         """
 
     def apply(self, tensor: torch.Tensor, positions: NDArray[np.int64], drawn: Drawn) -> None:
-        """Change a tensor in place as drawn.
+        """Change a tensor in place as drawn; see `change`, which is what models have of their own.
 
         Parameters
         ----------
@@ -84,10 +85,24 @@ class ErrorModel(ABC):
         drawn : Drawn
             A row for each position, drawn for the tensor's type.
         """
-        bits.change(tensor, positions, drawn.and_mask, drawn.or_mask, drawn.xor_mask)
+        self.change(Elements(tensor, positions), drawn)
+
+    def change(self, elements: Elements, drawn: Drawn) -> None:
+        """Change elements in place as drawn, on their device.
+
+        Parameters
+        ----------
+        elements : Elements
+            What is struck.
+        drawn : Drawn
+            A row for each of them.
+        """
+        tensor = elements.tensor
+        keep, force, turn = drawn.masks(tensor.dtype, tensor.device)
+        elements.write(((elements.read() & keep) | force) ^ turn)
         written = ~np.isnan(drawn.value)
         if tensor.is_quantized and written.any():
-            values.put(tensor, positions[written], torch.from_numpy(drawn.value[written]))
+            values.put(tensor, elements.positions[written], torch.from_numpy(drawn.value[written]))
 
     def faults_per_element(self, dtype: torch.dtype) -> float:
         """Give the number of different faults of this kind in one element.
@@ -103,7 +118,7 @@ class ErrorModel(ABC):
     def reduces(self, dtype: torch.dtype) -> bool:  # noqa: ARG002 - some models look at it
         """Tell whether the masks and the value of a `Drawn` say all about these faults.
 
-        Campaigns need that: their faults are rows of a table.
+        Campaigns then evaluate many at a time; others have a forward each.
         """
         return True
 
@@ -312,12 +327,12 @@ class Noise(ErrorModel):
         bits.width(dtype)
         return Drawn.of(count, noise=rng.standard_normal(count))
 
-    def apply(self, tensor: torch.Tensor, positions: NDArray[np.int64], drawn: Drawn) -> None:
-        """Add the noise in float64 and round to the tensor's type; see `ErrorModel.apply`."""
+    def change(self, elements: Elements, drawn: Drawn) -> None:
+        """Add the noise in float64 and round to the tensor's type; see `ErrorModel.change`."""
         assert drawn.noise is not None  # noqa: S101 - it was drawn here
-        old = values.take(tensor, positions).double()
-        noise = self.std * torch.from_numpy(drawn.noise).to(tensor.device)
-        values.put(tensor, positions, old * (1 + noise) if self.relative else old + noise)
+        old = values.taken(elements).double()
+        noise = self.std * torch.from_numpy(drawn.noise).to(old.device)
+        values.put_at(elements, old * (1 + noise) if self.relative else old + noise)
 
     def faults_per_element(self, dtype: torch.dtype) -> float:
         """Give infinity: noise has no number of values."""
@@ -352,13 +367,14 @@ class Custom(ErrorModel):
         bits.width(dtype)
         return Drawn.of(count, rng=np.random.default_rng(rng.integers(2**63)))
 
-    def apply(self, tensor: torch.Tensor, positions: NDArray[np.int64], drawn: Drawn) -> None:
-        """Write what the function gives; see `ErrorModel.apply`."""
+    def change(self, elements: Elements, drawn: Drawn) -> None:
+        """Write what the function gives; see `ErrorModel.change`."""
         assert drawn.rng is not None  # noqa: S101 - it was drawn here
         # A permanent fault is applied in each forward, and must do the same each time.
         rng = np.random.Generator(type(drawn.rng.bit_generator)())
         rng.bit_generator.state = drawn.rng.bit_generator.state
-        made = self.function(values.take(tensor, positions), rng)
+        count = len(elements.positions)
+        made = self.function(values.taken(elements), rng)
         try:
             new = torch.as_tensor(made)
         except (TypeError, ValueError, RuntimeError):
@@ -368,13 +384,13 @@ class Custom(ErrorModel):
         if new.is_complex():
             raise FaultError(f"the function made values of {new.dtype}: return real ones")
         try:
-            new = new.detach().broadcast_to(len(positions))
+            new = new.detach().broadcast_to(count)
         except RuntimeError:
             raise FaultError(
-                f"the function was given {len(positions)} values and made a tensor of shape"
+                f"the function was given {count} values and made a tensor of shape"
                 f" {tuple(new.shape)}: return as many as it is given"
             ) from None
-        values.put(tensor, positions, new)
+        values.put_at(elements, new)
 
     def faults_per_element(self, dtype: torch.dtype) -> float:
         """Give infinity: nobody knows what the function does."""
@@ -414,12 +430,12 @@ class Sequence(ErrorModel):
             merged = merged.then(part)
         return merged
 
-    def apply(self, tensor: torch.Tensor, positions: NDArray[np.int64], drawn: Drawn) -> None:
-        """Apply each model in turn; see `ErrorModel.apply`."""
+    def change(self, elements: Elements, drawn: Drawn) -> None:
+        """Let each model change them in turn; see `ErrorModel.change`."""
         if not drawn.parts:
-            super().apply(tensor, positions, drawn)
+            super().change(elements, drawn)
         for model, part in zip(self.models, drawn.parts, strict=False):
-            model.apply(tensor, positions, part)
+            model.change(elements, part)
 
     def faults_per_element(self, dtype: torch.dtype) -> float:
         """Give the number of combinations."""

@@ -7,7 +7,7 @@ import operator
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, SupportsFloat
+from typing import TYPE_CHECKING, ClassVar, SupportsFloat
 
 import numpy as np
 
@@ -46,6 +46,13 @@ class Region:
     batch: int = 0
     sample: int | None = None
 
+    @classmethod
+    def of(
+        cls, shape: tuple[int, ...], *, weight: bool, batch: int = 0, sample: int | None = None
+    ) -> Region:
+        """Make that of a tensor whose channels are where they usually are."""
+        return cls(shape, 0 if weight or len(shape) == 1 else 1, batch, sample)
+
     @property
     def free(self) -> tuple[int, ...]:
         """The shape of what may be struck."""
@@ -69,11 +76,30 @@ class Region:
 
 
 class Pattern(ABC):
-    """Chooses the elements that a fault strikes together."""
+    """Chooses the elements that a fault strikes together.
+
+    Attributes
+    ----------
+    has_place : bool
+        Whether the first element struck tells all the others.
+    """
+
+    has_place: ClassVar[bool] = False
 
     @abstractmethod
     def elements(self, rng: np.random.Generator, region: Region) -> Positions:
         """Draw flat positions within ``region.free``, distinct."""
+
+    def places(self, region: Region) -> int:
+        """Give the number of places at which an event may hit: a campaign's population.
+
+        Elements, unless the pattern says otherwise.
+        """
+        return region.size
+
+    def first(self, rng: np.random.Generator, region: Region) -> int:
+        """Draw as `elements` does, and give the first one; -1 if it does not tell the others."""
+        return int(region.whole(self.elements(rng, region)[:1])[0]) if self.has_place else -1
 
     def draw(
         self, rng: np.random.Generator, region: Region, error: ErrorModel, dtype: torch.dtype
@@ -86,6 +112,8 @@ class Pattern(ABC):
 @dataclass(frozen=True)
 class Element(Pattern):
     """One element, each as likely as another: what ``index=None`` means."""
+
+    has_place: ClassVar[bool] = True
 
     def elements(self, rng: np.random.Generator, region: Region) -> Positions:
         """Draw one; see `Pattern.elements`."""
@@ -129,6 +157,8 @@ class Channel(Pattern):
     number: int | None = None
     dim: int | None = None
 
+    has_place: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         for name in ("number", "dim"):
             if getattr(self, name) is not None:
@@ -137,7 +167,7 @@ class Channel(Pattern):
     def elements(self, rng: np.random.Generator, region: Region) -> Positions:
         """Give the channel's elements; see `Pattern.elements`."""
         shape = region.free
-        dim = _dimension(region.channels if self.dim is None else self.dim, shape)
+        dim = self._dim(region)
         _distinct(rng, region, 1)
         number = int(rng.integers(shape[dim])) if self.number is None else self.number
         if not 0 <= number < shape[dim]:
@@ -146,6 +176,13 @@ class Channel(Pattern):
                 f" {shape[dim] - 1}"
             )
         return _plane(shape, {dim: number})
+
+    def places(self, region: Region) -> int:
+        """Give the number of channels; 1 where one is chosen."""
+        return region.free[self._dim(region)] if self.number is None else 1
+
+    def _dim(self, region: Region) -> int:
+        return _dimension(region.channels if self.dim is None else self.dim, region.free)
 
 
 @dataclass(frozen=True)
@@ -160,6 +197,8 @@ class Row(Pattern):
 
     dim: int = -1
 
+    has_place: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         _whole(self.dim, "dim")
 
@@ -170,18 +209,47 @@ class Row(Pattern):
         point = np.unravel_index(int(_distinct(rng, region, 1)[0]), shape)
         return _plane(shape, {i: int(at) for i, at in enumerate(point) if i != dim})
 
+    def places(self, region: Region) -> int:
+        """Give the number of lines."""
+        dim = _dimension(self.dim, region.free)
+        return math.prod(size for i, size in enumerate(region.free) if i != dim)
+
 
 @dataclass(frozen=True)
 class Everywhere(Pattern):
     """Every element."""
 
+    has_place: ClassVar[bool] = True
+
     def elements(self, rng: np.random.Generator, region: Region) -> Positions:  # noqa: ARG002
         """Give all; see `Pattern.elements`."""
         return np.arange(region.size)
 
+    def places(self, region: Region) -> int:  # noqa: ARG002
+        """Give 1: the tensor as a whole is struck."""
+        return 1
+
+    def first(self, rng: np.random.Generator, region: Region) -> int:  # noqa: ARG002
+        """Give 0."""
+        return 0
+
 
 @dataclass(frozen=True)
-class ElementErrorRate(Pattern):
+class _Rate(Pattern):
+    rate: float
+
+    def __post_init__(self) -> None:
+        rate: object = self.rate
+        if not isinstance(rate, SupportsFloat) or not 0 <= float(rate) <= 1:
+            raise FaultError(f"{rate!r} is no probability: give a number from 0 to 1")
+
+    def places(self, region: Region) -> int:  # noqa: ARG002
+        """Give 1: the tensor as a whole has a rate."""
+        return 1
+
+
+@dataclass(frozen=True)
+class ElementErrorRate(_Rate):
     """Each element is struck with a probability, whatever happens to the others.
 
     Parameters
@@ -190,18 +258,13 @@ class ElementErrorRate(Pattern):
         Probability of a fault per element, from 0 to 1.
     """
 
-    rate: float
-
-    def __post_init__(self) -> None:
-        _check_rate(self.rate)
-
     def elements(self, rng: np.random.Generator, region: Region) -> Positions:
         """Draw them, perhaps none; see `Pattern.elements`."""
         return _struck(rng, region.size, self.rate)
 
 
 @dataclass(frozen=True)
-class BitErrorRate(Pattern):
+class BitErrorRate(_Rate):
     """Each bit is struck with a probability: memory at reduced voltage or refresh.
 
     The error model must be a `BitFlip` or `StuckAt` of single bits; it says which bits of an
@@ -212,11 +275,6 @@ class BitErrorRate(Pattern):
     rate : float
         Probability of a fault per bit, from 0 to 1.
     """
-
-    rate: float
-
-    def __post_init__(self) -> None:
-        _check_rate(self.rate)
 
     def elements(self, rng: np.random.Generator, region: Region) -> Positions:  # noqa: ARG002
         """Draw elements alone: not what a rate per bit can do."""
@@ -272,8 +330,3 @@ def _whole(number: object, name: str) -> int:
         return operator.index(number)  # type: ignore[arg-type]
     except TypeError:
         raise FaultError(f"{name}={number!r}: give a whole number") from None
-
-
-def _check_rate(rate: object) -> None:
-    if not isinstance(rate, SupportsFloat) or not 0 <= float(rate) <= 1:
-        raise FaultError(f"{rate!r} is no probability: give a number from 0 to 1")

@@ -134,13 +134,19 @@ class Plan:
     faults : pandas.DataFrame
         A row per fault: ``fault stratum layer role kind call element sample and_mask or_mask
         xor_mask value bit``.  `element` is the flat index without the batch dimension; the
-        stored bits become ``((bits & and_mask) | or_mask) ^ xor_mask``.
+        stored bits become ``((bits & and_mask) | or_mask) ^ xor_mask``.  With a pattern, or an
+        error model that looks at values, the masks change nothing, and ``seed`` tells the
+        fault: it is what ``faults.inject(model, Fault(layer, role, pattern, error, call=call),
+        seed=seed)`` does to that sample alone, the error model with `bit` where that is not
+        -1.  `element` is then the first one that is struck, or -1 where it does not tell the
+        others.
     seed : int
         All of it was drawn from this.
     confidence : float
         Of the margins.
     seconds : float
-        How long the run will take in one process, as a short trial tells; NaN where none ran.
+        How long the run will take in one process, as a short trial tells, whose faults are
+        the first that are finished; NaN where none ran.
     """
 
     strata: pd.DataFrame
@@ -153,6 +159,11 @@ class Plan:
     def sizes(self) -> Ints:
         """Faults of each stratum."""
         return self.strata["faults"].to_numpy(np.int64)
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether each fault has a forward of its own: what a seed tells strikes no batch."""
+        return "seed" in self.faults
 
     def __repr__(self) -> str:
         shown = (
@@ -185,6 +196,7 @@ class Plan:
         """One line: how many faults, of how many, for how long."""
         population = _count(float(self.strata["population"].sum()))
         time = "" if math.isnan(self.seconds) else f", about {duration(self.seconds)}"
+        time += ", a forward for each" if self.one_by_one else ""
         return (
             f"{len(self.faults):,} faults of {population} in {len(self.strata):,} strata,"
             f" seed {self.seed}, margins at {self.confidence:.0%} confidence{time}"

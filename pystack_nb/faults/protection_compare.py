@@ -16,7 +16,7 @@ import torch
 from pystack_nb.errors import CampaignError, FaultDetectedError, FaultError
 from pystack_nb.faults import structures
 from pystack_nb.faults.blame import check_blame
-from pystack_nb.faults.data import device_of, tensors
+from pystack_nb.faults.data import Inputs, device_of, tensors
 from pystack_nb.faults.engine_trials import OUTCOMES, Outputs, Trials
 from pystack_nb.faults.injection import Fault, inject
 from pystack_nb.faults.metrics import Top1, as_metric
@@ -103,7 +103,7 @@ def compare(
     Based Comparison of Program Susceptibility to Soft Errors", DSN 2015).
     """
     inputs, labels = tensors(data)
-    inputs = [x.to(device_of(model, x.device)) for x in inputs]
+    inputs = inputs.each(lambda x: x.to(device_of(model, x.device)))
     judge = as_metric(Top1() if metric is None else metric)
     if faults.empty or (judge.needs_labels and labels is None):
         raise CampaignError("there is nothing to compare: plan some faults, and give labels")
@@ -111,13 +111,18 @@ def compare(
         raise CampaignError(
             f"the faults have no column {min(missing)!r}: give a plan's, campaign.plan().faults"
         )
+    if "seed" in faults:
+        raise CampaignError(
+            "these faults are told by seeds, of a pattern or of values: give those of a campaign"
+            " without a pattern, and with a model of bits or of written values"
+        )
     faults = pd.DataFrame({"value": np.nan, "bit": -1}, faults.index).assign(**faults)
     variants: dict[str, Sequence[Defence]] = {"none": ()}
     variants |= {n: (d,) if isinstance(d, Defence) else tuple(d) for n, d in protections.items()}
     trials = _Trials(model, inputs, labels, judge)
     samples = sorted(set(faults["sample"]))
     trials.golden = {sample: _rows(trials.run(sample)) for sample in samples}
-    times = _times(model, [x[:batch_size] for x in inputs], variants, repeats)
+    times = _times(model, inputs.each(lambda x: x[:batch_size]), variants, repeats)
     rows = []
     for name, defences in variants.items():
         with ExitStack() as stack:
@@ -152,7 +157,7 @@ def compare(
 @dataclass
 class _Trials:
     model: torch.nn.Module
-    inputs: list[torch.Tensor]
+    inputs: Inputs
     labels: torch.Tensor | None
     metric: Metric
 
@@ -161,7 +166,7 @@ class _Trials:
 
     def run(self, sample: int) -> Any:
         with torch.no_grad():
-            return self.model(*(x[sample : sample + 1].clone() for x in self.inputs))
+            return self.inputs.each(lambda x: x[sample : sample + 1].clone()).given_to(self.model)
 
     def alarmed(self, sample: int, guards: Protection) -> bool:
         before = _detections(guards)
@@ -229,7 +234,7 @@ class _At(Pattern):
 
 def _times(
     model: torch.nn.Module,
-    inputs: list[torch.Tensor],
+    inputs: Inputs,
     variants: Mapping[str, Sequence[Defence]],
     repeats: int,
 ) -> dict[str, float]:
@@ -244,10 +249,10 @@ def _times(
                 if defences:
                     stack.enter_context(protect(model, *defences))
                 for _ in range(3):  # the last one finds caches warm
-                    given = [x.clone() for x in inputs]  # the model may overwrite them
+                    given = inputs.each(torch.clone)  # the model may overwrite them
                     wait()
                     started = time.perf_counter_ns()
-                    model(*given)
+                    given.given_to(model)
                     wait()
                     ended = time.perf_counter_ns()
                 taken[name].append(ended - started)

@@ -116,9 +116,12 @@ class Ranger(Defence):
         try:
             with untouched(model), torch.no_grad():
                 for start in range(0, len(inputs[0]), batch_size):
-                    batch = (x[start : start + batch_size] for x in inputs)
                     # Copies: a model may overwrite what it is given.
-                    model(*(x.to(device_of(model, x.device), copy=True) for x in batch))
+                    some = slice(start, start + batch_size)
+                    batch = inputs.each(
+                        lambda x, some=some: x[some].to(device_of(model, x.device), copy=True)  # type: ignore[misc]
+                    )
+                    batch.given_to(model)
         finally:
             for handle in handles:
                 handle.remove()

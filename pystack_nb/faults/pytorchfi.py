@@ -97,7 +97,6 @@ class FaultInjection(Reports):
         *,
         use_cuda: bool | None = None,
         inputs: Any = None,
-        **_: Any,
     ) -> None:
         shape: Any = [3, 224, 224] if input_shape is None else input_shape
         if not isinstance(shape, list):

@@ -275,9 +275,11 @@ def set_values(injection: FaultInjection, number: int, output: Any) -> Any:
         if struck[i] == number
     }
     wrong = tensor.clone()
-    index = tuple(torch.tensor(axis, device=wrong.device) for axis in zip(*at, strict=True))
-    values = torch.stack([torch.as_tensor(v).to(wrong).reshape(()) for v in at.values()])
-    wrong[index] = values
+    index = torch.tensor([*at]).to(wrong.device)
+    values = [torch.as_tensor(v).to(wrong.dtype).reshape(()) for v in at.values()]
+    if len({x.device for x in values}) > 1:
+        values = [x.to(wrong.device) for x in values]
+    wrong[tuple(index.T)] = torch.stack(values).to(wrong.device)
     return with_first_tensor(output, wrong)
 
 

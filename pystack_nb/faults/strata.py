@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -17,8 +18,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from pystack_nb.errors import CampaignError
-from pystack_nb.faults.models import BitModel, Sequence
+from pystack_nb.errors import CampaignError, FaultError
+from pystack_nb.faults.fault import streams
+from pystack_nb.faults.models import BitModel, Drawn, Sequence
+from pystack_nb.faults.patterns import Element, Region
 
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pystack_nb.faults.models import ErrorModel
+    from pystack_nb.faults.patterns import Pattern
 
     Columns = dict[str, NDArray[Any]]
 
@@ -51,6 +55,11 @@ class Stratum:
         What happens to an element.
     samples : int
         Number of samples that a fault is drawn for; 1 where one fault is tried on several.
+    pattern : Pattern or None
+        Which elements are struck, drawn with the rest from a seed of each fault; None where
+        one is and masks tell what becomes of it.
+    shapes : tuple of tuple of int
+        Of the tensor in each call, for one sample; needed where there is a pattern.
     """
 
     number: int
@@ -63,12 +72,30 @@ class Stratum:
     elements: tuple[int, ...]
     error: ErrorModel
     samples: int
+    pattern: Pattern | None = None
+    shapes: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """The places of each call that may be hit: elements, or what a pattern strikes."""
+        if self.pattern is None:
+            return self.elements
+        return tuple(self.pattern.places(x) for x in self.regions)
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The tensor of each call."""
+        return tuple(Region.of(x, weight=self.kind == "weight") for x in self.shapes)
 
     @property
     def weight(self) -> float:
-        """Different faults on one sample: the stratum's size among the others."""
+        """Different faults on one sample: the stratum's size among the others.
+
+        These are its places times what the error model may do to one element, where that is a
+        number.
+        """
         choices = self.error.faults_per_element(self.dtype)
-        return sum(self.elements) * (1 if math.isinf(choices) else choices)
+        return sum(self.places) * (1 if math.isinf(choices) else choices)
 
     @property
     def population(self) -> float:
@@ -76,7 +103,10 @@ class Stratum:
         choices = self.error.faults_per_element(self.dtype)
         if isinstance(self.error, Sequence) or math.isinf(choices):
             return math.inf
-        return sum(self.elements) * choices * self.samples
+        if self.pattern is not None and not (self.pattern.has_place and choices == 1):
+            # What happens to each element, or where they are, has too many ways to be counted.
+            return math.inf
+        return sum(self.places) * choices * self.samples
 
     def draw(self, seed: int, count: int) -> Columns:
         """Draw the stratum's first faults; none comes twice where `population` is finite.
@@ -96,12 +126,13 @@ class Stratum:
         rng = np.random.Generator(
             np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(self.number,)))
         )
-        kept: Columns = self._chunk(rng, 0)
+        draw_some = self._chunk if self.pattern is None else self._seeded
+        kept: Columns = draw_some(rng, 0)
         chunk = 256
         # Chunks have the same sizes however many faults are wanted, so that a longer sample
         # continues a shorter one.
         while len(kept["bit"]) < count:
-            more = self._chunk(rng, chunk)
+            more = draw_some(rng, chunk)
             kept = {x: np.concatenate([kept[x], more[x]]) for x in more}
             if math.isfinite(self.population):
                 first = _first(kept)
@@ -126,17 +157,50 @@ class Stratum:
             "bit": drawn.bit,
         }
 
+    def _seeded(self, rng: np.random.Generator, count: int) -> Columns:
+        assert self.pattern is not None  # noqa: S101 - asked for only where there is one
+        ends, regions = np.cumsum(self.places), self.regions
+        place = rng.integers(ends[-1], size=count)
+        sample = rng.integers(self.samples, size=count)
+        seed = rng.integers(2**63, size=count)
+        call = np.searchsorted(ends, place, side="right")
+        first = [
+            self.pattern.first(streams(s, 1)[0], regions[c])
+            for s, c in zip(seed.tolist(), call, strict=True)
+        ]
+        nothing = Drawn.of(count)
+        return {
+            "call": np.array(self.calls, np.int64)[call],
+            "element": np.array(first, np.int64),
+            "sample": sample,
+            "and_mask": nothing.and_mask,
+            "or_mask": nothing.or_mask,
+            "xor_mask": nothing.xor_mask,
+            "value": nothing.value,
+            "bit": np.full(count, self.bit),
+            "seed": seed,
+        }
+
 
 def _first(columns: Columns) -> NDArray[np.int64]:
     """Give the places of rows that are not there before, in their order."""
-    rows = np.column_stack([np.ascontiguousarray(x).view(np.int64) for x in columns.values()])
+    # Other seeds may tell the same fault.
+    told = [values for name, values in columns.items() if name != "seed"]
+    rows = np.column_stack([np.ascontiguousarray(x).view(np.int64) for x in told])
     whole = np.ascontiguousarray(rows).view(
         np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))
     )
     return np.sort(np.unique(whole.ravel(), return_index=True)[1])
 
 
-def stratify(sites: pd.DataFrame, error: ErrorModel, samples: int, *, per: str) -> list[Stratum]:
+def stratify(
+    sites: pd.DataFrame,
+    error: ErrorModel,
+    samples: int,
+    *,
+    per: str,
+    pattern: Pattern | None = None,
+) -> list[Stratum]:
     """Make the strata of a campaign.
 
     Parameters
@@ -144,16 +208,19 @@ def stratify(sites: pd.DataFrame, error: ErrorModel, samples: int, *, per: str) 
     sites : pandas.DataFrame
         As `sites` gives it, or some of its rows.
     error : ErrorModel
-        One whose faults are told by masks: not `Noise` or `Custom`.
+        What happens to an element.
     samples : int
         Samples that each fault may be drawn for.
     per : {"network", "layer", "layer,bit"}
         Whether a stratum has one bit.
+    pattern : Pattern, optional
+        Which elements are struck together.  With one, or where what the error model does
+        depends on the values, all faults are told by seeds.
 
     Raises
     ------
     CampaignError
-        There is no site, or the error model does not fit.
+        There is no site, or the error model or the pattern does not fit.
     """
     sites = sites[sites["elements"] > 0]
     if not len(sites):
@@ -161,15 +228,16 @@ def stratify(sites: pd.DataFrame, error: ErrorModel, samples: int, *, per: str) 
     groups = sites.assign(dtype=[str(as_dtype(x)) for x in sites["dtype"]]).groupby(
         ["layer", "role", "kind", "dtype"], sort=False
     )
+    single = pattern is None or isinstance(pattern, Element)
+    if single and all(error.reduces(as_dtype(x)) for x in sites["dtype"]):
+        pattern = None
+    elif pattern is None:
+        pattern = Element()
     found: list[Stratum] = []
     for key, rows in groups:
         layer, role, kind, name = cast("tuple[str, str, str, str]", key)
         dtype = as_dtype(name)
-        if not error.reduces(dtype):
-            raise CampaignError(
-                f"what {error} does depends on the values, so that its faults can't be planned;"
-                " use faults.inject for it, or a model of bits or of values in a campaign"
-            )
+        shapes = () if pattern is None else tuple(_of_one_sample(x) for x in rows.itertuples())
         for bit, model in _models(error, dtype, per):
             found.append(
                 Stratum(
@@ -183,9 +251,43 @@ def stratify(sites: pd.DataFrame, error: ErrorModel, samples: int, *, per: str) 
                     elements=tuple(int(x) for x in rows["elements"]),
                     error=model,
                     samples=samples,
+                    pattern=pattern,
+                    shapes=shapes,
                 )
             )
+        if pattern is not None:
+            _check_fits(pattern, found[-1])
     return found
+
+
+def of_bit(error: ErrorModel, bit: int) -> ErrorModel:
+    """Give a model of bits that strikes one of them; for -1 the model itself."""
+    return error if bit < 0 else dataclasses.replace(cast("Any", error), bit=bit, field=None)
+
+
+def _of_one_sample(site: Any) -> tuple[int, ...]:
+    try:
+        shape = [operator.index(x) for x in site.shape]
+    except (AttributeError, TypeError):
+        raise CampaignError(
+            "a pattern needs the shapes of tensors, and this table of sites has none; pass rows"
+            " of faults.sites(model, inputs)"
+        ) from None
+    if 0 <= (dim := int(getattr(site, "batch_dim", -1))) < len(shape):
+        shape[dim] = 1
+    return tuple(shape)
+
+
+def _check_fits(pattern: Pattern, stratum: Stratum) -> None:
+    try:
+        for region in stratum.regions:
+            pattern.places(region)
+            pattern.draw(np.random.default_rng(0), region, stratum.error, stratum.dtype)
+    except FaultError as error:
+        raise CampaignError(
+            f"{pattern} does not fit the {stratum.role} of layer {stratum.layer!r}: {error}; or"
+            " pass as sites those rows of faults.sites(model, inputs) that it fits"
+        ) from None
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
@@ -205,7 +307,7 @@ def _models(error: ErrorModel, dtype: torch.dtype, per: str) -> Iterator[tuple[i
     if not isinstance(error, BitModel) or error.bits != 1 or not _one(error.bit):
         raise CampaignError(f'{error} strikes no single bit; use per="layer" for it')
     for bit in error.candidates(dtype):
-        yield bit, dataclasses.replace(cast("Any", error), bit=bit, field=None)
+        yield bit, of_bit(error, bit)
 
 
 def _one(bit: Any) -> bool:

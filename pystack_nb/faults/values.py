@@ -9,6 +9,7 @@ import torch
 
 from pystack_nb.errors import FaultError
 from pystack_nb.faults import bits
+from pystack_nb.faults.elements import Elements
 
 
 if TYPE_CHECKING:
@@ -23,11 +24,12 @@ def take(tensor: torch.Tensor, positions: NDArray[np.int64]) -> torch.Tensor:
     Those of a quantised tensor come as float64 numbers.
     """
     view, where = bits.place(bits.stored(tensor), positions)
-    codes = view[where]
-    if not tensor.is_quantized:
-        return codes.view(tensor.dtype)
-    scale, zero = _scale(tensor, positions)
-    return (codes.view(bits.QUANTISED[tensor.dtype][2]).double() - zero) * scale
+    return _numbers(tensor, positions, view[where])
+
+
+def taken(elements: Elements) -> torch.Tensor:
+    """Copy the values of elements, as `take` does."""
+    return _numbers(elements.tensor, elements.positions, elements.read())
 
 
 def put(tensor: torch.Tensor, positions: NDArray[np.int64], values: torch.Tensor) -> None:
@@ -36,11 +38,20 @@ def put(tensor: torch.Tensor, positions: NDArray[np.int64], values: torch.Tensor
     Integers are rounded to even and saturate; quantised values too, in the units of their
     scale.
     """
+    put_at(Elements(tensor, positions), values)
+
+
+def put_at(elements: Elements, values: torch.Tensor) -> None:
+    """Write values of elements, as `put` does."""
+    tensor, positions = elements.tensor, elements.positions
     values = values.to(tensor.device)
     if tensor.is_quantized:
         scale, zero = _scale(tensor, positions)
         low, high, held = bits.QUANTISED[tensor.dtype]
-        values = (_finite(values.double() / scale).round() + zero).clamp(low, high).to(held)
+        units = _finite(values.double() / scale)
+        # Embeddings have a zero point that is no whole number.
+        rounded = units.round() + zero if _is_whole(tensor) else (units + zero).round()
+        values = rounded.clamp(low, high).to(held)
     elif tensor.dtype == torch.bool:
         values = _finite(values) != 0
     elif tensor.dtype.is_floating_point:
@@ -54,8 +65,7 @@ def put(tensor: torch.Tensor, positions: NDArray[np.int64], values: torch.Tensor
         values = torch.where(top, torch.tensor(limits.max, dtype=tensor.dtype), values)
     else:
         values = values.to(tensor.dtype)
-    view, where = bits.place(bits.own(tensor), positions)
-    view[where] = values.view(view.dtype)
+    elements.write(values.view(bits.stored_dtype(tensor.dtype)))
 
 
 def patterns(values: NDArray[Any], dtype: torch.dtype) -> Masks:
@@ -80,10 +90,23 @@ def numbers(tensor: torch.Tensor, positions: NDArray[np.int64]) -> list[Any]:
     return listed
 
 
+def _numbers(
+    tensor: torch.Tensor, positions: NDArray[np.int64], stored: torch.Tensor
+) -> torch.Tensor:
+    if not tensor.is_quantized:
+        return stored.view(tensor.dtype)
+    scale, zero = _scale(tensor, positions)
+    return (stored.view(bits.QUANTISED[tensor.dtype][2]).double() - zero) * scale
+
+
 def _finite(values: torch.Tensor) -> torch.Tensor:
     if values.dtype.is_floating_point and bool(values.isnan().any()):
         raise FaultError("NaN is no value of an integer type: choose a number")
     return values
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    return tensor.qscheme() != torch.per_channel_affine_float_qparams
 
 
 def _scale(tensor: torch.Tensor, positions: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -29,6 +29,16 @@ def perceptron(seed=0, width=4):
     return net.eval()
 
 
+def quantised_linear(inputs=3, outputs=3):
+    """Give a layer whose weight is packed, in qint8."""
+    with warnings.catch_warnings(), torch.random.fork_rng():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        return torch.ao.quantization.quantize_dynamic(
+            torch.nn.Sequential(torch.nn.Linear(inputs, outputs)), {torch.nn.Linear}
+        ).eval()
+
+
 def samples(count=8, shape=(3,), seed=1):
     """Give random inputs and labels of three classes."""
     generator = torch.Generator().manual_seed(seed)

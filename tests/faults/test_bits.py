@@ -29,6 +29,9 @@ TYPES = {
     torch.bfloat16: (None, 16),
     torch.float8_e4m3fn: (None, 8),
     torch.float8_e5m2: (None, 8),
+    torch.float8_e4m3fnuz: (None, 8),
+    torch.float8_e5m2fnuz: (None, 8),
+    torch.float8_e8m0fnu: (None, 8),
     torch.int8: ("<b", 8),
     torch.uint8: ("<B", 8),
     torch.int16: ("<h", 16),
@@ -70,6 +73,37 @@ def test_flip_bit_changes_that_bit_of_that_element(dtype, data):
     assert patterns_in(tensor) == expected
     faults.flip_bit(tensor, (place,), bit)
     assert patterns_in(tensor) == held
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+@pytest.mark.parametrize("dtype", [torch.complex32, torch.complex64, torch.complex128], ids=str)
+@given(data=st.data())
+@quick
+def test_flip_bit_flips_the_real_part_below_and_the_imaginary_one_above(dtype, data):
+    wide = dtype.itemsize * 8
+    held = data.draw(st.lists(st.integers(0, 2**wide - 1), min_size=6, max_size=6))
+    row, column = data.draw(st.tuples(st.integers(0, 1), st.integers(0, 2)))
+    bit = data.draw(st.integers(0, wide - 1))
+    memory = bytearray(b"".join(p.to_bytes(wide // 8, "little") for p in held))
+    flat = torch.frombuffer(memory, dtype=torch.uint8).view(dtype)
+
+    faults.flip_bit(flat.view(3, 2).t(), (row, column), bit)
+
+    expected = [p ^ (1 << bit) if i == 2 * column + row else p for i, p in enumerate(held)]
+    assert patterns_in(torch.view_as_real(flat).flatten()) == [
+        part for p in expected for part in (p % 2 ** (wide // 2), p >> (wide // 2))
+    ]
+
+
+def test_a_complex_number_has_both_parts_and_no_other_bit():
+    x = torch.tensor([1 + 2j])
+    faults.flip_bit(x, 0, 31)
+    faults.flip_bit(x, 0, 63)
+    assert x.tolist() == [-1 - 2j]
+    with pytest.raises(FaultError, match="no bit 64"):
+        faults.flip_bit(x, 0, 64)
+    with pytest.raises(FaultError, match="resolve_conj"):
+        faults.flip_bit(x.conj(), 0, 0)
 
 
 @every_type
@@ -127,7 +161,7 @@ def test_fields_cover_each_bit_once_from_the_sign_down(dtype):
     assert covered == list(range(bits.width(dtype)))
     if "sign" in parts:
         assert list(parts["sign"]) == [bits.width(dtype) - 1]
-    if "exponent" in parts:
+    if "mantissa" in parts:
         one = bits.bits_of(1.0, dtype)
         assert sum(1 << bit for bit in parts["mantissa"]) & one == 0
         assert bits.value_of(one | 1, dtype) == 1 + 2.0 ** -len(parts["mantissa"])
@@ -198,7 +232,8 @@ def test_of_a_boolean_only_the_lowest_bit_counts():
         (torch.zeros(3, dtype=torch.float16), 0, 16, "to 15"),
         (torch.zeros(3), 0, -1, "no bit -1"),
         (torch.zeros(3), 0, "sign", "whole number"),
-        (torch.zeros(3, dtype=torch.complex64), 0, 0, "view_as_real"),
+        (torch.zeros(3, dtype=torch.complex64).to_sparse(), 0, 0, "dense tensor"),
+        (torch.zeros(3, dtype=torch.uint8).view(torch.float4_e2m1fn_x2), 0, 0, "not described"),
         (torch.zeros(1).expand(3), 0, 0, "contiguous"),
         (torch.zeros(3, device="meta"), 0, 0, "in memory"),
         (torch.eye(3).to_sparse(), (0, 0), 0, "dense"),

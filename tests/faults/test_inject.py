@@ -37,11 +37,13 @@ from pystack_nb.faults import (
     Custom,
     Everywhere,
     Fault,
+    FaultInjection,
     Noise,
     Replace,
     Several,
     StuckAt,
     Zero,
+    bits,
     inject,
     sites,
     structures,
@@ -442,3 +444,32 @@ def test_packed_weights_of_quantised_layers_are_unpacked_struck_and_packed_again
     with inject(model, Fault("0", "bias", 0, Replace(1e4))):
         assert (model(x)[:, 0] > 9e3).all()
     assert same_bits(model(x), clean)
+
+
+def test_a_permanent_fault_is_placed_once_and_its_log_holds_no_more_than_was_stored(monkeypatch):
+    placed, own = [], bits.place
+    monkeypatch.setattr(bits, "place", lambda *args: placed.append(1) or own(*args))
+    model = nn.Sequential(nn.ReLU()).half()
+    x = torch.ones(4, 5, dtype=torch.float16)
+    with inject(model, Fault("0", index=Everywhere(), error=BitFlip(bit=15))) as log:
+        given = [model(x) for _ in range(3)]
+    assert len(placed) == 1
+    assert all(torch.equal(y, -x) for y in given)
+    for injection in log.injections:
+        assert injection.before.stored.nbytes == injection.after.stored.nbytes == x.nbytes
+        assert injection.positions is log.injections[0].positions
+        assert injection.bit is log.injections[0].bit
+    frame = log.to_frame()
+    assert set(frame["changed"]) == {1 << 15}
+    assert (set(frame["before"]), set(frame["after"])) == ({1.0}, {-1.0})
+
+
+def test_declared_values_may_lie_anywhere():
+    pfi = FaultInjection(nn.Conv2d(1, 2, 1), 2, [1, 3, 3])
+    places = {"dim1": [0, 1], "dim2": [1, 2], "dim3": [0, 2]}
+    value = [torch.tensor(7.0), 9]
+    model = pfi.declare_neuron_fault_injection(
+        batch=[0, 1], layer_num=[0, 0], **places, value=value
+    )
+    given = model(torch.zeros(2, 1, 3, 3)).detach()
+    assert (float(given[0, 0, 1, 0]), float(given[1, 1, 2, 2])) == (7, 9)

@@ -181,8 +181,15 @@ def test_a_plan_that_cannot_be_is_refused(arguments, told):
         make(**arguments)
 
 
-def test_models_that_a_table_cannot_hold_are_refused():
-    with pytest.raises(CampaignError, match="use faults"):
-        make(Noise(0.1), faults=5)
+def test_what_masks_cannot_tell_is_told_by_seeds():
+    faults = make(Noise(0.1), faults=50).faults
+    assert (faults["xor_mask"] == 0).all()
+    assert faults["seed"].is_unique
+    assert (faults["element"] >= 0).all()
+    with pytest.raises(CampaignError, match="this table of sites has none"):
+        make(Noise(0.1), sites=pd.DataFrame([row()]), faults=5)
+
+
+def test_models_of_several_bits_have_no_stratum_for_each():
     with pytest.raises(CampaignError, match="no single bit"):
         make(BitFlip(bits=2), faults=5, per="layer,bit")

@@ -76,3 +76,10 @@ def test_senseless_injections_are_refused(model):
     for declare in (pfi.declare_neuron_fi, pfi.declare_weight_fi):
         with pytest.raises(ValueError, match="specify an injection"):
             declare()
+
+
+def test_an_option_that_is_misspelt_is_refused_and_those_of_pytorchfi_are_taken():
+    model = nn.Sequential(nn.Conv2d(3, 2, 1))
+    assert FaultInjection(model, 1, SHAPE, use_cuda=False).use_cuda is False
+    with pytest.raises(TypeError, match="use_cud"):
+        FaultInjection(model, 1, SHAPE, use_cud=False)

@@ -9,11 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from nets import Dictionary, Residual, Shared, Then, first_tensor, kinds, lenet, state, unchanged
+from nets import (
+    Dictionary,
+    Residual,
+    Shared,
+    Then,
+    first_tensor,
+    kinds,
+    lenet,
+    same_bits,
+    state,
+    unchanged,
+)
 from torch import nn
 
 from pystack_nb.errors import FaultError
-from pystack_nb.faults import Fault, Zero, inject, sites
+from pystack_nb.faults import BitFlip, Campaign, Exact, Fault, Noise, Replace, Zero, inject, sites
 from pystack_nb.faults.trace import trace
 
 
@@ -253,6 +264,37 @@ def test_quantised_layers_have_sites():
     assert only(frame, layer="0", role="weight")["bits"].tolist() == [8]
     assert only(frame, layer="0", role="weight")["dtype"].tolist() == [torch.qint8]
     assert set(frame["layer"]) == {"(model)", "0"}
+
+
+@pytest.mark.parametrize("make", [nn.Embedding, nn.EmbeddingBag])
+def test_quantised_embeddings_have_a_weight_that_can_be_struck(make):
+    config = torch.ao.quantization.float_qparams_weight_only_qconfig
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        model = torch.ao.quantization.quantize_dynamic(
+            nn.Sequential(make(6, 8)).eval(), {make: config}
+        )
+    x = torch.tensor([[0, 5], [2, 2]])
+    clean, weight = model(x), model[0].weight().int_repr()
+    frame = sites(model, x)
+    assert only(frame, layer="0", kind="weight")["role"].tolist() == ["weight"]
+    assert only(frame, layer="0", role="weight")["bits"].tolist() == [8]
+    with inject(model, Fault("0", "weight", (2, 3), BitFlip(bit=7))) as log:
+        struck = model(x)
+        assert (model[0].weight().int_repr() != weight).nonzero().tolist() == [[2, 3]]
+    assert same_bits(model(x), clean)
+    assert (struck != clean).any()
+    row = log.to_frame().iloc[0]
+    scale = float(model[0].weight().q_per_channel_scales()[2])
+    assert abs(row["after"] - row["before"]) == pytest.approx(128 * scale)
+    with inject(model, Fault("0", "weight", (2, 3), Replace(0.3))):
+        assert float(model[0].weight().dequantize()[2, 3]) == pytest.approx(0.3, abs=scale / 1.9)
+    one = Campaign(model, x, metric=Exact(), sites="weights", faults=40, seed=0)
+    assert {*one.run(progress=False)["outcome"]} == {"masked", "SDC"}
+    one = Campaign(model, x, Noise(1.0), metric=Exact(), sites="weights", faults=40, seed=0)
+    assert {*one.run(progress=False)["outcome"]} == {"masked", "SDC"}
+    assert same_bits(model(x), clean)
 
 
 @pytest.mark.parametrize("dtype", [torch.qint8, torch.float16], ids=str)

@@ -67,6 +67,19 @@ def test_the_tests_have_what_the_torch_extra_asks_for():
     assert wanted <= there
 
 
+def test_torch_is_asked_for_as_new_as_the_sources_need_it_and_tested_at_no_older_one():
+    came_with = {r"torch\.accelerator\b": (2, 6), r"torch\.backends\.mha\.get_fastpath": (2, 3)}
+    sources = "".join(path.read_text() for path in (ROOT / "pystack_nb").rglob("*.py"))
+    used = [version for name, version in came_with.items() if re.search(name, sources)]
+    asked, tested = (
+        next(entry for entry in PROJECT["optional-dependencies"][name] if entry.startswith(start))
+        for name, start in (("torch", "torch>="), ("test", "torch=="))
+    )
+    floor, pinned = (tuple(map(int, re.findall(r"\d+", x)[:2])) for x in (asked, tested))
+
+    assert max(used) == floor <= pinned
+
+
 def test_bcc_is_never_asked_of_pypi_where_the_name_is_another_project():
     everything = chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
 

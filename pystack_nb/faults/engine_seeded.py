@@ -1,0 +1,127 @@
+"""Faults that a seed tells: patterns of elements, noise, functions.
+
+What `inject` would do with that seed is done here, a fault and a forward at a time.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pystack_nb.errors import FaultError
+from pystack_nb.faults import bits, values
+from pystack_nb.faults.fault import streams
+from pystack_nb.faults.patterns import Region
+from pystack_nb.faults.strata import of_bit
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+    from pystack_nb.faults.drawn import Drawn
+    from pystack_nb.faults.engine_trials import Ints, Trials
+    from pystack_nb.faults.layers import Slot
+    from pystack_nb.faults.models import ErrorModel
+    from pystack_nb.faults.patterns import Pattern, Positions
+
+
+@dataclass
+class Seeded:
+    """What the trials of one evaluation do.
+
+    Attributes
+    ----------
+    error, pattern
+        The campaign's.
+    seed, bit : numpy.ndarray of int64
+        Of each trial; the bit is -1 where the error model chooses.
+    """
+
+    error: ErrorModel
+    pattern: Pattern
+    seed: Ints
+    bit: Ints
+
+    def __post_init__(self) -> None:
+        self._checked = False
+
+    def strike(self, tensor: torch.Tensor, trials: Trials, trial: int, *, weight: bool) -> None:
+        """Strike a tensor in place, and note what the first element struck was and is.
+
+        Raises
+        ------
+        FaultError
+            If the tensor is not the planned one, or the error model gives one thing now and
+            another later.
+        """
+        error = of_bit(self.error, int(self.bit[trial]))
+        region = Region.of(tuple(tensor.shape), weight=weight)
+        stream = streams(int(self.seed[trial]), 1)[0]
+        positions, drawn = self.pattern.draw(stream, region, error, tensor.dtype)
+        planned = trials.element[trial]
+        if planned >= 0 and planned not in positions[:1]:
+            raise FaultError(
+                f"{self.pattern} does not strike a tensor of shape {tuple(tensor.shape)} where it"
+                " was planned to: take sites from faults.sites(model, *inputs), with inputs of"
+                " one sample"
+            )
+        if not self._checked:
+            _check_repeats(error, tensor, positions, drawn)
+            self._checked = True
+        old = bits.read(tensor, positions)
+        trials.before[trial] = _first(tensor, positions)
+        error.apply(tensor, positions, drawn)
+        trials.after[trial] = _first(tensor, positions)
+        trials.unchanged[trial] = (old == bits.read(tensor, positions)).all()
+
+
+class SeededWeight:
+    """A weight that is struck by seeds.
+
+    Parameters
+    ----------
+    slot : Slot
+        Where the layer holds it.
+    """
+
+    def __init__(self, slot: Slot) -> None:
+        self._slot = slot
+        bits.own(slot.open())
+
+    @contextmanager
+    def struck(self, results: Trials, trial: int) -> Iterator[None]:
+        """Strike, and put all bits back at the end."""
+        assert results.seeded is not None  # noqa: S101 - made only where there are seeds
+        tensor = self._slot.open()
+        kept = bits.stored(tensor).clone()
+        try:
+            results.seeded.strike(tensor, results, trial, weight=True)
+            self._slot.close(tensor)
+            yield
+        finally:
+            bits.stored(tensor).copy_(kept)
+            self._slot.close(tensor)
+
+
+def _first(tensor: torch.Tensor, positions: Positions) -> float:
+    return float(values.take(tensor, positions[:1])) if len(positions) else np.nan
+
+
+def _check_repeats(
+    error: ErrorModel, tensor: torch.Tensor, positions: Positions, drawn: Drawn
+) -> None:
+    kept, made = bits.read(tensor, positions), []
+    for _ in range(2):
+        error.apply(tensor, positions, drawn)
+        made.append(bits.read(tensor, positions))
+        bits.write(tensor, positions, kept)
+    if (made[0] != made[1]).any():
+        raise FaultError(
+            f"{error} makes other values of the same ones when it is asked again, so that no"
+            " fault could be repeated: draw from the generator that it is given, and nowhere else"
+        )

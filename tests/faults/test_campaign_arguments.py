@@ -1,0 +1,118 @@
+"""Campaigns on models that take several inputs, by place or by name."""
+
+import nets
+import pandas as pd
+import pytest
+import torch
+
+from torch.utils.data import DataLoader
+
+from pystack_nb.errors import CampaignError
+from pystack_nb.faults.campaign import Campaign
+from pystack_nb.faults.data import tensors
+from pystack_nb.faults.models import BitFlip, Noise
+from pystack_nb.faults.protection import NanDetector, Ranger, compare
+
+
+class Masked(torch.nn.Module):
+    """Takes a keyword argument only, and looks at what was left away."""
+
+    def __init__(self, *, varies=False):
+        super().__init__()
+        self.inner = nets.perceptron()
+        self.varies = varies
+
+    def forward(self, x, *, mask, scale=None):
+        y = self.inner(x * mask)
+        if self.varies and y.sum() > 1e9:
+            y = y + 1
+        return y if scale is None else y * scale
+
+
+def inputs():
+    x, labels = nets.samples()
+    return {"x": x, "mask": (x > -0.5).float()}, labels
+
+
+def campaign(data, net=None, error=None, **options):
+    return Campaign(net or Masked().eval(), data, error, **({"seed": 3, "faults": 200} | options))
+
+
+def plainly():
+    """Give the results of a model that takes what the other one makes of its arguments."""
+    given, labels = inputs()
+    net = torch.nn.Sequential()
+    net.inner = nets.perceptron()
+    one = campaign((given["x"] * given["mask"], labels), net.eval())
+    return one.run(progress=False)
+
+
+@pytest.mark.parametrize("varies", [False, True])
+def test_a_model_is_given_its_arguments_by_their_names(varies):
+    data = inputs()
+    net = Masked(varies=varies).eval()
+    one = campaign(data, net)
+    assert (one._own().program is None) == varies
+    results = one.run(progress=False)
+    pd.testing.assert_frame_equal(results, plainly(), check_exact=True)
+
+
+def test_seeded_faults_and_the_stored_fingerprint_know_the_names(tmp_path):
+    data, labels = inputs()
+    error = Noise(2.0)
+    results = campaign((data, labels), error=error, path=tmp_path).run(progress=False)
+    assert set(results["outcome"]) >= {"masked", "SDC"}
+    same = campaign((dict(reversed(data.items())), labels), error=error, path=tmp_path)
+    pd.testing.assert_frame_equal(same.run(progress=False), results, check_exact=True)
+    renamed = {"x": data["mask"], "mask": data["x"]}
+    with pytest.raises(CampaignError, match="data"):
+        campaign((renamed, labels), error=error, path=tmp_path).run()
+
+
+def test_all_forms_of_named_samples_are_the_same():
+    named, labels = inputs()
+    samples = [({k: v[i] for k, v in named.items()}, labels[i]) for i in range(len(labels))]
+    for data in (
+        (named, labels),
+        samples,
+        DataLoader(samples, batch_size=3),
+        DataLoader(samples, batch_size=3, shuffle=True),
+    ):
+        found, found_labels = tensors(data)
+        args, kwargs = found.arguments
+        assert args == ()
+        assert all(torch.equal(kwargs[k], named[k]) for k in named)
+        assert torch.equal(found_labels, labels)
+    found, none = tensors(named)
+    assert set(found.arguments[1]) == {"x", "mask"}
+    assert none is None
+
+
+def test_several_inputs_are_given_by_place():
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nets.perceptron()
+
+        def forward(self, x, mask):
+            return self.inner(x * mask)
+
+    named, labels = inputs()
+    for form in (tuple, list):
+        results = campaign((form(named.values()), labels), Two().eval()).run(progress=False)
+        pd.testing.assert_frame_equal(results, plainly(), check_exact=True)
+
+
+def test_protections_are_compared_on_named_inputs():
+    data, net = inputs(), Masked().eval()
+    faults = campaign(data, net, BitFlip(bit=30), faults=20).plan().faults
+    defences = {"ranger": Ranger.profile(net, data[0]), "nan": NanDetector()}
+    table = compare(net, data, faults, defences, repeats=1)
+    assert table["faults"].tolist() == [20, 20, 20]
+
+
+def test_names_without_tensors_and_unequal_numbers_are_refused():
+    named, labels = inputs()
+    for data in (({}, labels), (named | {"mask": torch.ones(3)}, labels), ({"x": "text"}, labels)):
+        with pytest.raises(CampaignError, match="pass"):
+            tensors(data)
