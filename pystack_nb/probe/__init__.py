@@ -52,6 +52,12 @@ class CallOptions:
     outside : tuple of str
         Globs of files: their calls count for no depth, as long as no other call is around them.
         They are what runs the code that is looked at.
+    only_in : str or None
+        A file's name: of the thread that starts the recording, only what is called while code
+        of this file runs is recorded. That of a coroutine runs until it ends.
+    foreign : tuple of int
+        Native ids of threads whose short calls are not counted, as they are of what runs the
+        code that is looked at.
     min_us : float
         Shorter calls have no slice, and are counted.
     c_calls : bool
@@ -67,6 +73,8 @@ class CallOptions:
     exclude: tuple[str, ...] = ()
     depth: int | None = None
     outside: tuple[str, ...] = ()
+    only_in: str | None = None
+    foreign: tuple[int, ...] = ()
     min_us: float = 0.0
     c_calls: bool = False
     max_events: int = MAX_EVENTS
@@ -167,17 +175,19 @@ class Probe:
             self._module.start(
                 self.fd,
                 spool,
-                self._init,
-                options.c_calls,
-                options.max_events,
-                options.depth or 0,
-                options.min_us,
-                options.budget or 0.0,
-                *self._cost,
-                options.include,
-                options.exclude,
-                (_HIDDEN,),
-                options.outside,
+                init=self._init,
+                c_calls=options.c_calls,
+                max_events=options.max_events,
+                depth=options.depth or 0,
+                min_us=options.min_us,
+                budget=options.budget or 0.0,
+                costs=self._cost,
+                include=options.include,
+                exclude=options.exclude,
+                hidden=(_HIDDEN,),
+                outside=options.outside,
+                foreign=options.foreign,
+                only_in=options.only_in,
             )
         except (RuntimeError, ValueError) as error:
             raise _in_the_way(error) from None

@@ -36,6 +36,8 @@ enum {
 struct recorder rec = {.spool = -1};
 __thread struct thread *this_thread __attribute__((tls_model("initial-exec")));
 
+static __thread uint32_t hushed __attribute__((tls_model("initial-exec")));
+
 /* A thread may end without the GIL while another one stops the recording. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_key_t key;
@@ -347,6 +349,25 @@ static struct stack *new_stack(struct thread *t)
 	return s;
 }
 
+static bool is_foreign(uint32_t tid)
+{
+	const uint32_t *foreign = rec.foreign;
+
+	while (foreign && *foreign && *foreign != tid)
+		foreign++;
+	return foreign && *foreign;
+}
+
+bool recorder_hush(int by)
+{
+	if (by < 0 && !hushed)
+		return false;
+	hushed += by;
+	if (this_thread)
+		this_thread->quiet += by;
+	return true;
+}
+
 COLD struct thread *recorder_attach(void)
 {
 	struct thread *t = this_thread;
@@ -371,6 +392,8 @@ COLD struct thread *recorder_attach(void)
 	t->hooked = 0;
 	t->unhooked = t->refused = false;
 	t->recording = NO_RECORDING;
+	t->quiet = hushed;
+	t->began = NULL;
 	t->batch = take_batch();
 	if (!t->batch) {
 		t->without = rec.recording;
@@ -383,6 +406,7 @@ COLD struct thread *recorder_attach(void)
 	t->limit = t->stack->limit;
 	t->batch->thread = ++last_thread;
 	t->batch->tid = syscall(SYS_gettid);
+	t->foreign = is_foreign(t->batch->tid);
 	t->batch->count = 0;
 	t->others = 0;
 	t->batch->sequence = 0;
