@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
+import linecache
 import os
+import re
 import signal
 import sys
 import threading
@@ -17,8 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.display import display
 
-from pystack_nb.errors import ProbeError, ProfilerStateError, PystackError
+from pystack_nb.call_facts import tell_unwanted
+from pystack_nb.errors import OptionError, ProbeError, ProfilerStateError, PystackError
+from pystack_nb.machinery import Machinery
 from pystack_nb.probe import load
+from pystack_nb.quiet import quietly
 
 
 if TYPE_CHECKING:
@@ -29,7 +34,6 @@ if TYPE_CHECKING:
     from pystack_nb.options import Options
     from pystack_nb.probe import CallOptions
     from pystack_nb.recording import Recording
-    from pystack_nb.trim import Machinery
 
 # What runs a cell.  These call code that is not theirs ...
 _CARRIERS = (
@@ -52,10 +56,13 @@ _OTHERS = (
     "zmq",
 )
 # What a cell's code goes through on its way to code that is the user's, too.
-_INSIDE = ("IPython", "ipykernel", "traitlets")
+_INSIDE = ("IPython", "ipykernel", "pystack_nb", "traitlets")
+_SHELL = ("IPython.core.interactiveshell",)
 # What shows a cell's value, and what of that calls the value's own functions.
 _DISPLAY = ("IPython.core.displayhook",)
 _RENDERERS = ("IPython.core.formatters", "IPython.lib.pretty")
+
+_CELL_NAME = re.compile(r"In\[(\d+|\*)\]")
 
 # How the kernel's own program was started; asked now, since cells may change sys.argv.
 _STARTERS = ("<frozen runpy>", *(path for path in sys.argv[:1] if path))
@@ -70,9 +77,12 @@ class CellRecording:
         Where the cell runs.
     options : Options
         From the magic's line.
+    filename : str
+        What the cell's code was compiled under.
     """
 
-    def __init__(self, shell: InteractiveShell, options: Options) -> None:
+    @quietly
+    def __init__(self, shell: InteractiveShell, options: Options, filename: str) -> None:
         # NumPy and pandas come only when the probes are off: a cell that imports them is
         # recorded doing so, and may set before what they read then, such as OMP_NUM_THREADS.
         from pystack_nb import core  # noqa: PLC0415 - loading the extension need not wait for it
@@ -80,13 +90,15 @@ class CellRecording:
         self._shell = shell
         self._options = options
         self._core = core
+        self._filename = filename
+        self._stacks = dict(_stacks())
         mode, self._note = _mode(options)
         self._profiler = core.PyStackProfiler(
-            mode=mode, hz=options.hz, source=options.source, calls=_inside(options.calls)
+            mode=mode, hz=options.hz, source=options.source, calls=self._inside(options.calls)
         )
         self._cell: dict[str, Any] = {}
-        self._stacks: dict[int, list[str]] = {}
 
+    @quietly
     def start(self) -> None:
         """Switch the probes on.
 
@@ -95,7 +107,6 @@ class CellRecording:
         PystackError
             If the probes can't be attached; nothing is recorded then.
         """
-        self._stacks = dict(_stacks())
         try:
             with _interrupts_held():
                 self._profiler.start_profiling()
@@ -106,6 +117,7 @@ class CellRecording:
         self._cell = {
             "pid": os.getpid(),
             "tid": threading.get_native_id(),
+            "filename": self._filename,
             "start_ns": time.perf_counter_ns(),
         }
 
@@ -113,18 +125,13 @@ class CellRecording:
         """Say that the code has ended; the first time counts."""
         self._cell.setdefault("end_ns", time.perf_counter_ns())
 
-    def finish(self, filename: str) -> None:
+    @quietly
+    def finish(self) -> None:
         """Switch the probes off, keep the recording, export and display it.
-
-        Parameters
-        ----------
-        filename : str
-            What the cell's code was compiled under.
 
         What goes wrong here is shown, and not raised: the cell's own outcome stands.
         """
         self.end()
-        self._cell["filename"] = filename
         if os.getpid() != self._cell["pid"]:
             return  # a forked copy of the kernel ran on to the end of the cell
         recording = None
@@ -157,6 +164,38 @@ class CellRecording:
             recording.info["notes"].append(self._note)
         return recording
 
+    def _inside(self, calls: CallOptions) -> CallOptions:
+        """Record and count from the cell's own code on, and nothing of what runs it."""
+        places = (*_places(_CARRIERS), *_places(_OTHERS), *_STARTERS)
+        belongs = _machinery().runs_users_code
+        return replace(
+            calls,
+            include=self._files(calls.include),
+            exclude=self._files(calls.exclude),
+            outside=tuple(f"{glob.escape(x)}*" for x in places),
+            only_in=self._filename,
+            foreign=tuple(tid for tid, files in self._stacks.items() if not belongs(files)),
+        )
+
+    def _files(self, globs: tuple[str, ...]) -> tuple[str, ...]:
+        """Put the files of cells in place of names such as ``In[5]`` that tables show for them."""
+        labels = {file: self._shell.compile.format_code_name(file) for file in linecache.cache}
+        files = {file: label[-1] for file, label in labels.items() if label}
+        found = []
+        for glob_ in globs:
+            if not _CELL_NAME.fullmatch(glob_):
+                found.append(glob_)
+                continue
+            every = glob_ == "In[*]"
+            cells = [glob.escape(file) for file, name in files.items() if every or name == glob_]
+            if not cells:
+                raise OptionError(
+                    f"there is no code of {glob_} any more, or not yet: run that cell, or name the "
+                    "newest run of it."
+                )
+            found += cells
+        return tuple(found)
+
     def _trimmed(self, recording: Recording) -> Recording:
         from pystack_nb.trim import trim  # noqa: PLC0415 - imports pandas
 
@@ -164,13 +203,10 @@ class CellRecording:
         files = {file for table in tables for file in table["filename"].cat.categories}
         labels = {file: self._shell.compile.format_code_name(file) for file in files}
         names = {file: label[-1] for file, label in labels.items() if label}
-        return trim(recording, _machinery(), self._cell, names, self._stacks)
-
-
-def _inside(calls: CallOptions) -> CallOptions:
-    """Count depth from the cell's own code on, and not from what runs it."""
-    places = (*_places(_CARRIERS), *_places(_OTHERS), *_STARTERS)
-    return replace(calls, outside=tuple(f"{glob.escape(x)}*" for x in places))
+        trimmed = trim(recording, _machinery(), self._cell, names, self._stacks)
+        if "calls" in str(trimmed.info["mode"]).split(","):
+            tell_unwanted(trimmed, self._options.calls)
+        return trimmed
 
 
 def _mode(options: Options) -> tuple[str, str | None]:
@@ -187,8 +223,6 @@ def _mode(options: Options) -> tuple[str, str | None]:
 
 
 def _machinery() -> Machinery:
-    from pystack_nb.trim import Machinery  # noqa: PLC0415 - imports pandas
-
     return Machinery(
         carriers=tuple(_places(_CARRIERS)),
         others=(*_places(_OTHERS), *_STARTERS),
@@ -196,6 +230,7 @@ def _machinery() -> Machinery:
         threads=("ZMQbg/",),
         display=tuple(_places(_DISPLAY)),
         renderers=tuple(_places(_RENDERERS)),
+        shell=tuple(_places(_SHELL)),
     )
 
 
