@@ -230,6 +230,7 @@ def _machinery() -> Machinery:
         threads=("ZMQbg/",),
         display=tuple(_places(_DISPLAY)),
         renderers=tuple(_places(_RENDERERS)),
+        library=(f"{Path(os.__file__).parent}/", "<frozen "),
         shell=tuple(_places(_SHELL)),
     )
 

@@ -379,7 +379,8 @@ def recover(*, keep: bool = True) -> list[Recording]:
             continue  # someone else has removed it since
         except (RecordingFormatError, OSError) as error:
             warnings.warn(
-                f"{path} is left out ({error}): remove it if you do not need it.", stacklevel=2
+                f"{path} is left out ({error}): remove it if you do not need it.",
+                stacklevel=3,  # whoever called what makes this quiet
             )
             continue
         recording.info["spool"] = str(path)

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+_GENERATED = "<string>"  # the methods of dataclasses and of named tuples
+
+
 @dataclass(frozen=True)
 class Machinery:
     """Files and folders (these end in ``/``) of what runs a cell.
@@ -32,6 +35,8 @@ class Machinery:
         What shows the value of the cell's last expression, which is no work of the cell's ...
     renderers : tuple of str
         ... but for the functions of the value that these ask for its looks.
+    library : tuple of str
+        Python's own library: where what is `inside` calls it, it is part of the machinery.
     shell : tuple of str
         What runs the cell: on its thread, nothing outside of this is the cell's.
     """
@@ -42,11 +47,19 @@ class Machinery:
     threads: tuple[str, ...]
     display: tuple[str, ...] = ()
     renderers: tuple[str, ...] = ()
+    library: tuple[str, ...] = ()
     shell: tuple[str, ...] = ()
 
     def is_other(self, file: str) -> bool:
         """Tell whether what a function of this file calls is part of the machinery."""
         return file.startswith(self.others) and not file.startswith(self.carriers)
+
+    def is_help(self, file: str) -> bool:
+        """Tell whether a function of this file, called by what is `inside`, is its work, too."""
+        if file.startswith((*self.others, *self.carriers)) or file == _GENERATED:
+            return True
+        installed = "/site-packages/" in file or "/dist-packages/" in file
+        return file.startswith(self.library) and not installed
 
     def runs_users_code(self, files: Iterable[str]) -> bool:
         """Tell whether a stack, outermost first, has code that the user called, or may call it."""

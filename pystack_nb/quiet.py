@@ -46,6 +46,7 @@ def quietly(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def wrapper(*given: P.args, **named: P.kwargs) -> R:
+        __tracebackhide__ = True
         with quiet():
             return function(*given, **named)
 

@@ -11,8 +11,9 @@ looked at once for each distinct stack:
   awaits, and a thread that it started, keep their own.  If the last frame lost is not one
   that runs other people's code (a `carriers` frame), then the rest is the kernel's own
   business and the sample is dropped, as is one of which nothing in Python is left;
-  In what is left, frames of the machinery (`inside`) make way for those around them, whose
-  time theirs is.  On the cell's thread, nothing outside of the shell that runs the cell counts;
+  In what is left, frames of the machinery (`inside`), with what they call of Python's own
+  library, make way for those around them, whose time theirs is.  On the cell's thread, nothing
+  outside of the shell that runs the cell counts;
 * of what shows the value of the cell's last expression, only the value's own functions stay;
 * a stack without Python, such as that of a native thread pool, stays as it is, unless its
   thread is one of the machinery's.
@@ -166,8 +167,14 @@ def _cuts(
 
 
 def _inside(frames: pd.DataFrame, machinery: Machinery) -> Bools:
-    inside: Bools = of_file(frames, lambda name: name.startswith(machinery.inside))
-    return inside & (frames["kind"] == "python").to_numpy()
+    python = (frames["kind"] == "python").to_numpy()
+    inside: Bools = of_file(frames, lambda name: name.startswith(machinery.inside)) & python
+    helps = of_file(frames, machinery.is_help) & ~shows(frames) & ~inside & python
+    # What helps belongs to the frame that it helps: the last one before it that does not.
+    stack = frames["stack_id"].to_numpy()
+    helped = np.maximum.accumulate(np.where(helps, 0, np.arange(len(stack))))
+    inside |= helps & inside[helped] & (stack[helped] == stack)
+    return inside
 
 
 def _with_leaves(samples: pd.DataFrame, frames: pd.DataFrame, keep: Bools) -> pd.DataFrame:
@@ -194,9 +201,10 @@ def _left_of(
 ) -> list[dict[str, Any]]:
     """Find the demoted functions that something is left of."""
     key = ["function", "filename", "line_number"]
-    left = set()
-    for table in (calls, counts):
-        left |= set(table[key].drop_duplicates().itertuples(index=False, name=None))
+    names, left = {x["function"] for x in demoted}, set()
+    for table in (calls, counts) if names else ():
+        named = table.loc[table["function"].isin(names), key].drop_duplicates()
+        left |= set(named.itertuples(index=False, name=None))
     return [dict(x) for x in demoted if tuple(x[name] for name in key) in left]
 
 

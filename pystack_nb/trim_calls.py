@@ -15,8 +15,8 @@ are those for samples.
   (`CallOptions.only_in`), so that all of it counts where the cell has no call of its own in the
   table: it may be excluded, or shorter than what has a row.
 * Of what shows the value of the cell's last expression, only the value's own functions stay.
-* A call of the machinery below (`Machinery.inside`), with the C functions and the generated code
-  that it calls, makes way for what calls the user's code from there.
+* A call of the machinery below (`Machinery.inside`) makes way for what other people's code it
+  calls, and so does what it calls of C functions and of Python's own library.
 
 What was left out below a call that stays leaves its time to that call, as self time.
 
@@ -86,7 +86,7 @@ def trim_calls(
     kept = ((known & (_CELL | _USERS)) != 0) & ~shown & ~early
     kept[cut] &= calls["ts_ns"].to_numpy()[cut] <= limit_ns
 
-    kept &= ~_inside(calls, parent, machinery)
+    kept &= ~_inside(calls, parent, levels, machinery)
     caller, depth = _callers(parent, kept, levels)
     dur_ns, self_ns = _cut(calls, parent, cut, limit_ns)
     left_out = np.flatnonzero(~kept & (caller >= 0))
@@ -195,14 +195,16 @@ def _out_of_time(calls: pd.DataFrame, cell: Mapping[str, Any]) -> tuple[Bools, I
     return early, late, np.where(mine[late], own_end_ns, end_ns)
 
 
-def _inside(calls: pd.DataFrame, parent: Ints, machinery: Machinery) -> Bools:
-    """Find the machinery's calls, and those of functions that it calls and that have no file."""
+def _inside(calls: pd.DataFrame, parent: Ints, levels: _Levels, machinery: Machinery) -> Bools:
+    """Find the machinery's calls, and those that it makes for its own work."""
     python = _is_python(calls)
-    inside: Bools = python & of_file(calls, lambda name: name.startswith(machinery.inside))
-    generated = of_file(calls, lambda name: name == "<string>") & ~shows(calls)
-    called_by = np.append(inside, False)  # the last place is no caller's
-    inside = inside | (called_by[parent] & (generated | ~python))
-    return inside | (np.append(inside, False)[parent] & ~python)
+    inside: Bools = of_file(calls, lambda name: name.startswith(machinery.inside)) & python
+    if inside.any():
+        helps = ~python | (of_file(calls, machinery.is_help) & ~shows(calls))
+        helps &= parent >= 0
+        for rows in levels:
+            inside[rows] |= helps[rows] & inside[parent[rows]]
+    return inside
 
 
 def _callers(parent: Ints, kept: Bools, levels: _Levels) -> tuple[Ints, Ints]:

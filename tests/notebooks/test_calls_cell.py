@@ -76,7 +76,7 @@ def test_no_time_of_a_cell_is_lost_and_no_machinery_shown(kernel, line, cell):
     assert kernel.evaluate("int(_c['self_ns'].sum() - _r['dur_ns'].sum())") == 0
     assert kernel.evaluate("sorted(set(_r['function']))") == ["<module>"]
     files = kernel.evaluate("sorted(set(_c['filename']))")
-    assert not [x for x in files if "IPython" in x or "traitlets" in x]
+    assert not [x for x in files if "IPython" in x or "traitlets" in x or "threading" in x]
 
 
 def test_a_recording_inside_a_recording_shows_nothing_of_the_package(kernel):

@@ -15,6 +15,7 @@ MACHINERY = Machinery(
     threads=("ZMQbg/",),
     display=("/site/IPython/core/displayhook.py",),
     renderers=("/site/IPython/core/formatters.py",),
+    library=("/std/",),
     shell=("/site/IPython/core/interactiveshell.py",),
 )
 MARK = {"filename": CELL, "pid": 7, "tid": 7, "start_ns": 100, "end_ns": 900}
@@ -147,6 +148,14 @@ def test_what_the_shell_calls_outside_the_cell_is_not_the_cells_whoever_runs_the
     callback = [("trigger", "/site/IPython/core/events.py"), ("told", "/home/user/lib.py")]
     result = trimmed([*driver, *parse], [*driver, *callback], [*driver, *IN_CELL[-1:]])
     assert stacks_of(result) == [[("told", 0)], [("<module>", 0)]]
+
+
+def test_what_machinery_calls_of_the_library_is_its_own_work():
+    write = ("write", "/site/ipykernel/iostream.py")
+    wait, work = ("wait", "/std/threading.py"), ("work", "/home/user/lib.py")
+    result = trimmed([*IN_CELL, write, wait], [*IN_CELL, write, wait, work, wait])
+    assert stacks_of(result) == [[("<module>", 0)], [("<module>", 0), ("work", 1), ("wait", 2)]]
+    assert result.samples["function"].tolist() == ["<module>", "wait"]
 
 
 def test_what_print_asks_the_display_is_the_cells_time():

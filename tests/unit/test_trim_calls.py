@@ -22,6 +22,7 @@ MACHINERY = Machinery(
     threads=(),
     display=("/site/IPython/core/displayhook.py",),
     renderers=("/site/IPython/core/formatters.py",),
+    library=("/std/",),
 )
 MAIN, WORKER = 100, 101
 START, END = 100, 900
@@ -117,6 +118,17 @@ def test_machinery_that_calls_nothing_of_the_user_s_leaves_its_time_to_the_cell(
     inside = call(SHELL, 140, 180, call("len [builtins]", 150, 155, kind="c-call"), made)
     result = trimmed({MAIN: [call(MODULE, 130, 200, inside)]})
     assert tree(result, "self_ns") == {MAIN: [("<module>", 70, [])]}
+
+
+def test_what_machinery_calls_of_the_library_is_its_own_work_but_for_the_user_s_code_there():
+    work = call("work /src/lib.py", 150, 160, call("wait /std/threading.py", 152, 156))
+    runs = call("runcall /std/profile.py", 145, 165, work)
+    send = call("send /std/site-packages/zmq.py", 170, 175)
+    inside = call(SHELL, 140, 180, call("wait /std/threading.py", 141, 144), runs, send)
+    result = trimmed({MAIN: [call(MODULE, 130, 200, inside)]})
+    assert tree(result, "self_ns") == {
+        MAIN: [("<module>", 55, [("work", 6, [("wait", 4, [])]), ("send", 5, [])])]
+    }
 
 
 def test_what_print_asks_the_display_shows_no_value():
@@ -273,19 +285,20 @@ def walk(threads, mark):
     found = {}
 
     def visit(node, into, depth, known, times):
-        (kept, decided, caller), (begin, end) = known, times
+        (kept, decided, caller, helped), (begin, end) = known, times
         name = node["filename"]
         carrier, other = (name.startswith(x) for x in (MACHINERY.carriers, MACHINERY.others))
         if name == mark["filename"] or (not decided and not carrier and not other and caller):
             kept = True
         decided = decided or not (carrier or other)
         in_time = begin <= node["start"] <= end
-        if kept and in_time and not other:
+        helped = other or (helped and carrier)
+        if kept and in_time and not helped:
             entry = (node["function"], node["start"], depth, [])
             into.append(entry)
             into, depth = entry[-1], depth + 1
         for child in node["children"]:
-            visit(child, into, depth, (kept, decided, not other), times)
+            visit(child, into, depth, (kept, decided, not other, helped), times)
 
     for tid, outermost in threads.items():
         others = [x["filename"].startswith(MACHINERY.others) for x in outermost]
@@ -294,7 +307,7 @@ def walk(threads, mark):
         most = 2 * sum(others) + sum(carriers) <= len(outermost)
         times = of_main if tid == MAIN else every
         for node in outermost:
-            visit(node, into, 0, (False, False, most or tid == MAIN), times)
+            visit(node, into, 0, (False, False, most or tid == MAIN, False), times)
     return {tid: outermost for tid, outermost in found.items() if outermost}
 
 
