@@ -24,6 +24,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pystack_nb.quiet import quiet
+
 
 if TYPE_CHECKING:
     from pystack_nb import errors, faults, marks
@@ -71,7 +73,8 @@ def __getattr__(name: str) -> Any:
     elif name in {"errors", "faults", "marks"}:
         value = import_module(f"pystack_nb.{name}")
     elif name in _MODULE_OF:
-        value = getattr(import_module(f"pystack_nb.{_MODULE_OF[name]}"), name)
+        with quiet():
+            value = getattr(import_module(f"pystack_nb.{_MODULE_OF[name]}"), name)
     else:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)

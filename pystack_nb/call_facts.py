@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pystack_nb.calls import Calls
+    from pystack_nb.probe import CallOptions
+    from pystack_nb.recording import Recording
 
 
 def tell_calls(info: dict[str, Any], calls: Calls, *, present: bool) -> None:
@@ -25,9 +27,9 @@ def tell_calls(info: dict[str, Any], calls: Calls, *, present: bool) -> None:
         Whether there are any records of calls.
     """
     info["calls"] = len(calls.table)
-    info["demoted"] = calls.demoted
     info["calls_stopped"] = _stopped(calls)
     info["calls_stopped_ns"] = _last_event_ns(calls) if info["calls_stopped"] else None
+    tell_demoted(info, calls.demoted)
     if not present:
         return
     info["clock"] |= {
@@ -44,6 +46,40 @@ def tell_calls(info: dict[str, Any], calls: Calls, *, present: bool) -> None:
     info["incomplete"] += sum(incomplete.values())
     info["call_counters"] = calls.counters
     info["notes"] += _notes(calls, lost)
+
+
+def tell_demoted(info: dict[str, Any], demoted: list[dict[str, Any]]) -> None:
+    """Put what was demoted into ``info``, and into its notes in place of what they said of it."""
+    before = _of_demoted(info.get("demoted") or [])
+    info["demoted"] = demoted
+    notes = [x for x in info.get("notes") or [] if x not in before]
+    info["notes"] = [*notes, *_of_demoted(demoted)]
+
+
+def tell_unwanted(recording: Recording, options: CallOptions) -> None:
+    """Add a note to a recording whose calls were all left out by choice.
+
+    Parameters
+    ----------
+    recording : Recording
+        With nothing in it that was called, perhaps.
+    options : CallOptions
+        What was asked for.
+    """
+    chosen = options.include or options.exclude
+    if chosen and not len(recording.calls) and not len(recording.counts):
+        note = (
+            "nothing that was called is like what was asked for: look at the names of files in a "
+            "recording without include and exclude"
+        )
+        if note not in recording.info["notes"]:
+            recording.info["notes"].append(note)
+
+
+def _of_demoted(demoted: list[dict[str, Any]]) -> list[str]:
+    counted = sum(x["counted"] for x in demoted)
+    cost = f"{_many(len(demoted), 'function')} would have cost more than the budget"
+    return [f"{cost}: {_many(counted, 'call')} counted only"] if demoted else []
 
 
 def _stopped(calls: Calls) -> str | None:
@@ -77,45 +113,111 @@ def _incomplete(calls: Calls) -> dict[str, int]:
 def _notes(calls: Calls, lost: int) -> Iterator[str]:
     counters, found = calls.counters, calls.found
     gaps = max(counters["deep"], found["gaps"])
-    counted = sum(x["counted"] for x in calls.demoted)
-    facts = {
-        f"{_many(lost, 'batch', 'batches')} of calls did not arrive: calls are missing": lost,
-        f"the beginning of {_many(found['unpaired'], 'call')} was not recorded": found["unpaired"],
-        f"{_many(found['left_out'], 'call')} went on after a switch of stacks without being "
-        "shown: there were too many switches": found["left_out"],
-        f"{_many(found['short_kept'], 'short call')} could not be taken out of the table, and "
-        "also counted": found["short_kept"],
-        f"recursion came near the end of the C stack {_many(gaps, 'time')}: for "
-        f"{found['gap_ns'] / 1e9:.3f} s, calls in it were not recorded": gaps,
-        f"there was no room for {_many(counters['no_batch'], 'thread')}: calls there were not, or "
-        "not all, recorded": counters["no_batch"],
-        f"{_many(counters['no_id'], 'call')} of code objects that got no id: not "
-        "recorded": counters["no_id"],
-        f"{_many(counters['interpreters'], 'sub-interpreter')}: calls there were not "
-        "recorded": counters["interpreters"],
-        f"{_many(counters['forks'], 'forked child', 'forked children')}: calls there were not "
-        "recorded": counters["forks"],
-        f"another tool took the probe's place {_many(counters['hook_taken'], 'time')}: calls of C "
-        "functions may be missing, and on Python 3.13 calls of __init__": counters["hook_taken"],
-        f"{_many(counters['init_unseen'], 'function')} became a class's __init__ later: some of "
-        "those calls may be missing": counters["init_unseen"],
-        "the bound on events was reached: later calls were not recorded": counters["max_events"],
-        "exact recording would have cost more than its budget: later calls were not "
-        "recorded": counters["stopped"],
-        "calls of C functions would have cost more than the budget: later ones were not "
-        "recorded": counters["c_stopped"],
-        "another frame evaluator came that does not call the probe: calls since then were not "
-        "recorded": counters["replaced"] == 1,
-        "another frame evaluator was there for a while: if it does not call the probe, calls of "
-        "that time are missing": counters["replaced"] > 1,
-        f"{_many(counters['gave_up'], 'batch', 'batches')} of calls did not wait for the "
-        "collector, which did not follow": counters["gave_up"],
-        f"{_many(len(calls.demoted), 'function')} would have cost more than the budget: "
-        f"{_many(counted, 'call')} counted only": len(calls.demoted),
-        "the processor's counter could not be measured: durations are in its "
-        "ticks": not calls.clock.is_sound,
-    }
-    return (note for note, number in facts.items() if number)
+    facts = [
+        (lost, f"{_many(lost, 'batch', 'batches')} of calls did not arrive: calls are missing"),
+        (
+            found["unpaired"],
+            f"the beginning of {_many(found['unpaired'], 'call')} was not recorded",
+        ),
+        (
+            found["left_out"],
+            (
+                f"{_many(found['left_out'], 'call')} went on after a switch of stacks without "
+                "being shown: there were too many switches"
+            ),
+        ),
+        (
+            found["short_kept"],
+            (
+                f"{_many(found['short_kept'], 'short call')} could not be taken out of the table, "
+                "and also counted"
+            ),
+        ),
+        (
+            gaps,
+            (
+                f"recursion came near the end of the C stack {_many(gaps, 'time')}: for "
+                f"{found['gap_ns'] / 1e9:.3f} s, calls in it were not recorded"
+            ),
+        ),
+        (
+            counters["no_batch"],
+            (
+                f"there was no room for {_many(counters['no_batch'], 'thread')}: calls there were "
+                "not, or not all, recorded"
+            ),
+        ),
+        (
+            counters["no_id"],
+            f"{_many(counters['no_id'], 'call')} of code objects that got no id: not recorded",
+        ),
+        (
+            counters["interpreters"],
+            f"{_many(counters['interpreters'], 'sub-interpreter')}: calls there were not recorded",
+        ),
+        (
+            counters["forks"],
+            (
+                f"{_many(counters['forks'], 'forked child', 'forked children')}: calls there "
+                "were not recorded"
+            ),
+        ),
+        (
+            counters["hook_taken"],
+            (
+                f"another tool took the probe's place {_many(counters['hook_taken'], 'time')}: "
+                "calls of C functions may be missing, and on Python 3.13 calls of __init__"
+            ),
+        ),
+        (
+            counters["init_unseen"],
+            (
+                f"{_many(counters['init_unseen'], 'function')} became a class's __init__ later: "
+                "some of those calls may be missing"
+            ),
+        ),
+        (
+            counters["max_events"],
+            "the bound on events was reached: later calls were not recorded",
+        ),
+        (
+            counters["stopped"],
+            "exact recording would have cost more than its budget: later calls were not recorded",
+        ),
+        (
+            counters["c_stopped"],
+            (
+                "calls of C functions would have cost more than the budget: later ones were not "
+                "recorded"
+            ),
+        ),
+        (
+            counters["replaced"] == 1,
+            (
+                "another frame evaluator came that does not call the probe: calls since then were "
+                "not recorded"
+            ),
+        ),
+        (
+            counters["replaced"] > 1,
+            (
+                "another frame evaluator was there for a while: if it does not call the probe, "
+                "calls of that time are missing"
+            ),
+        ),
+        (
+            counters["gave_up"],
+            (
+                f"{_many(counters['gave_up'], 'batch', 'batches')} of calls did not wait for the "
+                "collector, which did not follow"
+            ),
+        ),
+        (
+            not calls.clock.is_sound,
+            "the processor's counter could not be measured: durations are in its ticks",
+        ),
+    ]
+    return (note for number, note in facts if number)
 
 
 def _many(number: int, one: str, several: str | None = None) -> str:

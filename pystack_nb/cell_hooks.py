@@ -114,8 +114,8 @@ class CellHooks(ast.NodeTransformer):
         if shell.showtraceback == self.show_traceback:  # else somebody else has replaced it
             shell.showtraceback = self._show
         cell, _local.cell = _local.cell, None
-        if cell is not None:
-            self._finish(cell, shell.displayhook.prompt_count)
+        if cell is not None and cell.recording is not None:
+            cell.recording.finish()
 
     def take_line(self, lines: list[str]) -> list[str]:
         """Arm, if this is a ``%%pystack`` cell, and return it without the magic."""
@@ -183,7 +183,9 @@ class CellHooks(ast.NodeTransformer):
             raise ProfilerStateError(
                 "a silent execution can't show a recording; run the cell as an ordinary one"
             )
-        recording = CellRecording(self._shell, cell.options)
+        compiler, number = self._shell.compile, _number(self._shell)
+        filename = compiler.get_code_name(cell.raw, cell.text, number)
+        recording = CellRecording(self._shell, cell.options, filename)
         recording.start()
         return recording
 
@@ -205,13 +207,8 @@ class CellHooks(ast.NodeTransformer):
         if result is not None and result.info.raw_cell != cell.raw:
             return  # run by a background task while the cell awaits something
         _local.cell = None
-        number = None if result is None else result.execution_count
-        self._finish(cell, self._shell.displayhook.prompt_count if number is None else number)
-
-    def _finish(self, cell: _Cell, number: int) -> None:
         if cell.recording is not None:
-            filename = self._shell.compile.get_code_name(cell.raw, cell.text, number)
-            cell.recording.finish(filename)
+            cell.recording.finish()
 
 
 def raise_refusal() -> None:
@@ -226,6 +223,17 @@ def raise_refusal() -> None:
 
 def _is_recording() -> bool:
     return _local.cell is not None and _local.cell.recording is not None
+
+
+def _number(shell: InteractiveShell) -> int:
+    """Tell the number that the cell which is about to run is compiled under."""
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - has no other name
+    while frame is not None and frame.f_code is not _RUN_CELL:
+        frame = frame.f_back
+    result = frame.f_locals.get("result") if frame else None
+    # The shell counts it already, or only later: that depends on IPython's release.
+    known: int | None = getattr(result, "execution_count", None)
+    return int(shell.execution_count) if known is None else known
 
 
 def _cells_running() -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
+import linecache
 import os
+import re
 import signal
 import sys
 import threading
@@ -17,7 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.display import display
 
-from pystack_nb.errors import ProfilerStateError, PystackError
+from pystack_nb.call_facts import tell_unwanted
+from pystack_nb.errors import OptionError, ProfilerStateError, PystackError
+from pystack_nb.machinery import Machinery
+from pystack_nb.quiet import quietly
 
 
 if TYPE_CHECKING:
@@ -28,7 +33,6 @@ if TYPE_CHECKING:
     from pystack_nb.options import Options
     from pystack_nb.probe import CallOptions
     from pystack_nb.recording import Recording
-    from pystack_nb.trim import Machinery
 
 # What runs a cell.  These call code that is not theirs ...
 _CARRIERS = (
@@ -51,10 +55,13 @@ _OTHERS = (
     "zmq",
 )
 # What a cell's code goes through on its way to code that is the user's, too.
-_INSIDE = ("IPython", "ipykernel", "traitlets")
+_INSIDE = ("IPython", "ipykernel", "pystack_nb", "traitlets")
+_SHELL = ("IPython.core.interactiveshell",)
 # What shows a cell's value, and what of that calls the value's own functions.
 _DISPLAY = ("IPython.core.displayhook",)
 _RENDERERS = ("IPython.core.formatters", "IPython.lib.pretty")
+
+_CELL_NAME = re.compile(r"In\[(\d+|\*)\]")
 
 # How the kernel's own program was started; asked now, since cells may change sys.argv.
 _STARTERS = ("<frozen runpy>", *(path for path in sys.argv[:1] if path))
@@ -69,9 +76,12 @@ class CellRecording:
         Where the cell runs.
     options : Options
         From the magic's line.
+    filename : str
+        What the cell's code was compiled under.
     """
 
-    def __init__(self, shell: InteractiveShell, options: Options) -> None:
+    @quietly
+    def __init__(self, shell: InteractiveShell, options: Options, filename: str) -> None:
         # NumPy and pandas come only when the probes are off: a cell that imports them is
         # recorded doing so, and may set before what they read then, such as OMP_NUM_THREADS.
         from pystack_nb import core  # noqa: PLC0415 - loading the extension need not wait for it
@@ -79,12 +89,17 @@ class CellRecording:
         self._shell = shell
         self._options = options
         self._core = core
+        self._filename = filename
+        self._stacks = dict(_stacks())
         self._profiler = core.PyStackProfiler(
-            mode=_mode(options), hz=options.hz, source=options.source, calls=_inside(options.calls)
+            mode=_mode(options),
+            hz=options.hz,
+            source=options.source,
+            calls=self._inside(options.calls),
         )
         self._cell: dict[str, Any] = {}
-        self._stacks: dict[int, list[str]] = {}
 
+    @quietly
     def start(self) -> None:
         """Switch the probes on.
 
@@ -93,7 +108,6 @@ class CellRecording:
         PystackError
             If the probes can't be attached; nothing is recorded then.
         """
-        self._stacks = dict(_stacks())
         try:
             with _interrupts_held():
                 self._profiler.start_profiling()
@@ -104,6 +118,7 @@ class CellRecording:
         self._cell = {
             "pid": os.getpid(),
             "tid": threading.get_native_id(),
+            "filename": self._filename,
             "start_ns": time.perf_counter_ns(),
         }
 
@@ -111,18 +126,13 @@ class CellRecording:
         """Say that the code has ended; the first time counts."""
         self._cell.setdefault("end_ns", time.perf_counter_ns())
 
-    def finish(self, filename: str) -> None:
+    @quietly
+    def finish(self) -> None:
         """Switch the probes off, keep the recording, export and display it.
-
-        Parameters
-        ----------
-        filename : str
-            What the cell's code was compiled under.
 
         What goes wrong here is shown, and not raised: the cell's own outcome stands.
         """
         self.end()
-        self._cell["filename"] = filename
         if os.getpid() != self._cell["pid"]:
             return  # a forked copy of the kernel ran on to the end of the cell
         recording = None
@@ -152,6 +162,38 @@ class CellRecording:
             _show_error()
         return self._profiler.recording
 
+    def _inside(self, calls: CallOptions) -> CallOptions:
+        """Record and count from the cell's own code on, and nothing of what runs it."""
+        places = (*_places(_CARRIERS), *_places(_OTHERS), *_STARTERS)
+        belongs = _machinery().runs_users_code
+        return replace(
+            calls,
+            include=self._files(calls.include),
+            exclude=self._files(calls.exclude),
+            outside=tuple(f"{glob.escape(x)}*" for x in places),
+            only_in=self._filename,
+            foreign=tuple(tid for tid, files in self._stacks.items() if not belongs(files)),
+        )
+
+    def _files(self, globs: tuple[str, ...]) -> tuple[str, ...]:
+        """Put the files of cells in place of names such as ``In[5]`` that tables show for them."""
+        labels = {file: self._shell.compile.format_code_name(file) for file in linecache.cache}
+        files = {file: label[-1] for file, label in labels.items() if label}
+        found = []
+        for glob_ in globs:
+            if not _CELL_NAME.fullmatch(glob_):
+                found.append(glob_)
+                continue
+            every = glob_ == "In[*]"
+            cells = [glob.escape(file) for file, name in files.items() if every or name == glob_]
+            if not cells:
+                raise OptionError(
+                    f"there is no code of {glob_} any more, or not yet: run that cell, or name the "
+                    "newest run of it."
+                )
+            found += cells
+        return tuple(found)
+
     def _trimmed(self, recording: Recording) -> Recording:
         from pystack_nb.trim import trim  # noqa: PLC0415 - imports pandas
 
@@ -159,13 +201,10 @@ class CellRecording:
         files = {file for table in tables for file in table["filename"].cat.categories}
         labels = {file: self._shell.compile.format_code_name(file) for file in files}
         names = {file: label[-1] for file, label in labels.items() if label}
-        return trim(recording, _machinery(), self._cell, names, self._stacks)
-
-
-def _inside(calls: CallOptions) -> CallOptions:
-    """Count depth from the cell's own code on, and not from what runs it."""
-    places = (*_places(_CARRIERS), *_places(_OTHERS), *_STARTERS)
-    return replace(calls, outside=tuple(f"{glob.escape(x)}*" for x in places))
+        trimmed = trim(recording, _machinery(), self._cell, names, self._stacks)
+        if "calls" in str(trimmed.info["mode"]).split(","):
+            tell_unwanted(trimmed, self._options.calls)
+        return trimmed
 
 
 def _mode(options: Options) -> str:
@@ -175,8 +214,6 @@ def _mode(options: Options) -> str:
 
 
 def _machinery() -> Machinery:
-    from pystack_nb.trim import Machinery  # noqa: PLC0415 - imports pandas
-
     return Machinery(
         carriers=tuple(_places(_CARRIERS)),
         others=(*_places(_OTHERS), *_STARTERS),
@@ -184,6 +221,8 @@ def _machinery() -> Machinery:
         threads=("ZMQbg/",),
         display=tuple(_places(_DISPLAY)),
         renderers=tuple(_places(_RENDERERS)),
+        library=(f"{Path(os.__file__).parent}/", "<frozen "),
+        shell=tuple(_places(_SHELL)),
     )
 
 

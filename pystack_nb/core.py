@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pystack_nb import marks, thread_names
+from pystack_nb.call_facts import tell_unwanted
 from pystack_nb.collector.client import connect
 from pystack_nb.conversion import run
 from pystack_nb.errors import (
@@ -27,14 +28,14 @@ from pystack_nb.errors import (
     CollectorUnavailableError,
     OptionError,
     ProfilerStateError,
-    RateError,
     RecordingEndedError,
     RecordingFormatError,
     SpoolError,
     from_collector,
 )
 from pystack_nb.probe import SOURCES, CallOptions, Probe, load, rest
-from pystack_nb.rate import DEFAULT_HZ
+from pystack_nb.quiet import quietly
+from pystack_nb.rate import DEFAULT_HZ, checked_rate
 from pystack_nb.spool import CALLS_SUFFIX, Spool, leftovers, read, remove, whole_blocks
 
 
@@ -92,6 +93,7 @@ class PyStackProfiler:
     >>> profiler.recording.functions()  # doctest: +SKIP
     """
 
+    @quietly
     def __init__(
         self,
         mode: str = "sample",
@@ -105,7 +107,7 @@ class PyStackProfiler:
         self._source = _checked_source(source, self._modes)
         self._calls = calls or CallOptions()
         self._probe: Probe | None = None
-        self._hz = _checked_rate(hz)
+        self._hz = checked_rate(hz)
         self._client: CollectorClient | None = None
         self._spool: Spool | None = None
         self._events: EventFile | None = None
@@ -114,6 +116,7 @@ class PyStackProfiler:
         self._threads: dict[str, str] | None = None
         self._ended_before: dict[str, str] = {}
 
+    @quietly
     def start_profiling(self, pid: int | None = None, *, wait_python: bool = False) -> None:
         """Switch the probes on.
 
@@ -177,6 +180,7 @@ class PyStackProfiler:
     def _forget(self) -> None:
         self._client = self._spool = self._probe = None
 
+    @quietly
     def stop_profiling(self) -> Recording:
         """Switch the probes off and return what was recorded.
 
@@ -212,6 +216,7 @@ class PyStackProfiler:
         self._raise_for(result)
         return recording
 
+    @quietly
     def get_stack_traces(self) -> list[dict[str, Any]]:
         """List the samples so far, also while recording.
 
@@ -230,6 +235,7 @@ class PyStackProfiler:
         return self.parse_stack_data(spool.read()).to_traces()
 
     @staticmethod
+    @quietly
     def parse_stack_data(data: bytes | bytearray) -> Recording:
         """Turn the bytes of a spool file into a Recording.
 
@@ -332,6 +338,8 @@ class PyStackProfiler:
         if self._threads is not None:
             ended = dict(thread_names.ended().items() - self._ended_before.items())
             recording.info["thread_names"] |= self._threads | ended | thread_names.living()
+        if "calls" in self._modes:
+            tell_unwanted(recording, self._calls)
         self.recording = recording
         remember(recording)
         return recording
@@ -346,6 +354,7 @@ class PyStackProfiler:
         raise error
 
 
+@quietly
 def recover(*, keep: bool = True) -> list[Recording]:
     """Open the recordings of this user's processes that were killed while recording.
 
@@ -374,7 +383,8 @@ def recover(*, keep: bool = True) -> list[Recording]:
             continue  # someone else has removed it since
         except (RecordingFormatError, OSError) as error:
             warnings.warn(
-                f"{path} is left out ({error}): remove it if you do not need it.", stacklevel=2
+                f"{path} is left out ({error}): remove it if you do not need it.",
+                stacklevel=3,  # whoever called what makes this quiet
             )
             continue
         recording.info["spool"] = str(path)
@@ -455,16 +465,6 @@ def _end_inprocess(spool: Spool, probe: Probe | None) -> dict[str, Any]:
             way = "The recorded program has closed and removed the recording's file: keep both."
         result |= {"reason": "spool-full", "message": f"{error} {way}"}
     return result
-
-
-def _checked_rate(hz: int) -> int:
-    known: object = hz  # a caller without a type checker may give anything
-    if isinstance(known, bool) or not isinstance(known, int) or hz < 1:
-        raise RateError(
-            f"{hz!r} is no sampling rate: choose a whole number of samples a second, such as "
-            f"{DEFAULT_HZ}."
-        )
-    return hz
 
 
 def _tell_losses(recording: Recording, result: dict[str, Any]) -> None:

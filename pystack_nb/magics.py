@@ -22,6 +22,7 @@ from pystack_nb import options, statement
 from pystack_nb.cell_hooks import CellHooks
 from pystack_nb.cell_recording import CellRecording
 from pystack_nb.errors import OptionError
+from pystack_nb.quiet import quiet
 
 
 if TYPE_CHECKING:
@@ -52,23 +53,25 @@ class PystackMagics(Magics):  # type: ignore[misc]
             line, cell = options.split_statement(line)
             lines_above = 0
         try:
-            given = self._options(line)
+            with quiet():
+                given = self._options(line)
         except options.HelpAsked as text:
             print(text)  # noqa: T201 - it was asked for
             return None
         if not cell:
             raise OptionError("there is no statement to run; write it behind the options")
         try:
-            code = statement.compile_cell(self.shell, cell, lines_above)
+            with quiet():
+                code = statement.compile_cell(self.shell, cell, lines_above)
         except SyntaxError as error:
             # IPython would show it below a stack of its own frames and ours.
             raise OptionError(statement.describe(error)) from None
-        recording = CellRecording(self.shell, given)
+        recording = CellRecording(self.shell, given, code.filename)
         recording.start()
         try:
             return code.run(self.shell.user_ns, local_ns)
         finally:
-            recording.finish(code.filename)
+            recording.finish()
 
     def _options(self, line: str) -> options.Options:
         return options.parse(self.pystack, line, self.shell.user_ns)

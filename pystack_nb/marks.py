@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, cast
 
 from pystack_nb.errors import OptionError
 from pystack_nb.event_file import BEGUN, LONGEST_TEXT, EventFile, cleaned
+from pystack_nb.quiet import quiet
 
 
 if TYPE_CHECKING:
@@ -84,11 +85,12 @@ class mark:  # noqa: N801 - used as a function
 
     def __enter__(self) -> Self:
         if _files:
-            self._args = cleaned(self._args)
-            number = next(_numbers)
-            begun = _Open(_files, threading.get_ident(), time.perf_counter_ns())
-            self._open[number] = begun
-            self._write(number, begun, BEGUN, self._args)
+            with quiet():
+                self._args = cleaned(self._args)
+                number = next(_numbers)
+                begun = _Open(_files, threading.get_ident(), time.perf_counter_ns())
+                self._open[number] = begun
+                self._write(number, begun, BEGUN, self._args)
         return self
 
     def __exit__(
@@ -103,7 +105,8 @@ class mark:  # noqa: N801 - used as a function
             begun = self._open.pop(number, None)
             if begun is not None:
                 args = self._args if kind is None else {**self._args, "raised": kind.__name__}
-                self._write(number, begun, now_ns - begun.ns, args)
+                with quiet():
+                    self._write(number, begun, now_ns - begun.ns, args)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Mark each call of a function.
@@ -178,9 +181,10 @@ def emit(
         return
     # Whole numbers of NumPy are none of JSON's.
     tid, ts_ns, dur_ns = threading.get_native_id(), int(ts_ns), int(dur_ns)
-    row = (kind, name[:LONGEST_TEXT], ts_ns, dur_ns, tid, cleaned(args or {}), 0)
-    for file in _files:
-        file.add(row)
+    with quiet():
+        row = (kind, name[:LONGEST_TEXT], ts_ns, dur_ns, tid, cleaned(args or {}), 0)
+        for file in _files:
+            file.add(row)
 
 
 def recording() -> bool:

@@ -37,7 +37,7 @@ _WITH_VALUE = (
     "-o",
     "--export",
 )
-_OF_CALLS = ("include", "exclude", "depth", "min_us", "c_calls", "budget")
+_OF_CALLS = ("include", "exclude", "depth", "min_us", "c_calls", "max_events", "budget")
 _DEFAULT_BUDGET = 0.5  # of the cell's time, for calls that nobody asked for by name
 
 
@@ -109,7 +109,6 @@ def with_arguments(magic: Callable[..., Any]) -> Callable[..., Any]:
             "--max-events",
             metavar="N",
             type=int,
-            default=MAX_EVENTS,
             help=f"Record no more calls after N events, two to a call (default: {MAX_EVENTS:,}).",
         ),
         argument("--c-calls", action="store_true", help="Record calls of C functions, too."),
@@ -117,7 +116,6 @@ def with_arguments(magic: Callable[..., Any]) -> Callable[..., Any]:
             "--min-us",
             metavar="N",
             type=float,
-            default=0.0,
             help="Only count calls that are shorter than N microseconds.",
         ),
         argument(
@@ -208,12 +206,16 @@ def parse(magic: Callable[..., Any], line: str, names: Mapping[str, Any]) -> Opt
 def _check_together(given: Namespace) -> None:
     looks_at = set() if given.mode is None else {x.strip() for x in given.mode.split(",")}
     if looks_at == {"sample"}:
-        chosen = {name: getattr(given, name) for name in _OF_CALLS}
-        if alone := [name for name, value in chosen.items() if value]:
+        chosen = [name for name in _OF_CALLS if _is_given(getattr(given, name))]
+        if chosen:
             raise OptionError(
-                f"--{alone[0].replace('_', '-')} is about calls, which --mode sample does not "
+                f"--{chosen[0].replace('_', '-')} is about calls, which --mode sample does not "
                 "record: leave one of them out."
             )
+
+
+def _is_given(value: object) -> bool:
+    return not (value is None or value is False or value == [])
 
 
 def _calls(given: Namespace) -> CallOptions:
@@ -222,9 +224,9 @@ def _calls(given: Namespace) -> CallOptions:
         include=tuple(_unquoted(glob) for glob in given.include),
         exclude=tuple(_unquoted(glob) for glob in given.exclude),
         depth=given.depth,
-        min_us=given.min_us,
+        min_us=0.0 if given.min_us is None else given.min_us,
         c_calls=given.c_calls,
-        max_events=given.max_events,
+        max_events=MAX_EVENTS if given.max_events is None else given.max_events,
         budget=by_default if given.budget is None else given.budget,
     )
 

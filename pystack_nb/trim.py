@@ -11,15 +11,17 @@ looked at once for each distinct stack:
   awaits, and a thread that it started, keep their own.  If the last frame lost is not one
   that runs other people's code (a `carriers` frame), then the rest is the kernel's own
   business and the sample is dropped, as is one of which nothing in Python is left;
-  In what is left, a frame of the machinery that user code goes through (`inside`) stays only
-  where it is the innermost one in Python, and the time is its own;
+  In what is left, frames of the machinery (`inside`), with what they call of Python's own
+  library, make way for those around them, whose time theirs is.  On the cell's thread, nothing
+  outside of the shell that runs the cell counts;
 * of what shows the value of the cell's last expression, only the value's own functions stay;
 * a stack without Python, such as that of a native thread pool, stays as it is, unless its
   thread is one of the machinery's.
 
 How many samples were dropped stands in ``info["trimmed"]``.  Calls are left to
 `pystack_nb.trim_calls`, and counted in ``info["trimmed_calls"]``; events to
-`pystack_nb.trim_events`.  Calls that were only counted stay, since nobody knows who made them.
+`pystack_nb.trim_events`.  Calls that were only counted stay, since nobody knows who made them,
+but for those of the machinery's own functions.
 """
 
 from __future__ import annotations
@@ -29,10 +31,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pystack_nb.machinery import Machinery, of_file, renamed, shows
+from pystack_nb import tables
+from pystack_nb.call_facts import tell_demoted
+from pystack_nb.machinery import Machinery
 from pystack_nb.recording import Recording
 from pystack_nb.trim_calls import trim_calls
 from pystack_nb.trim_events import trim_events
+from pystack_nb.trim_tables import of_file, renamed, shows, shows_value
 
 
 if TYPE_CHECKING:
@@ -82,17 +87,21 @@ def trim(
     # Sorted by stack and depth, as a Recording makes sure.
     frames = recording.frames[recording.frames["stack_id"].isin(samples["stack_id"])]
     old_ids, stack = np.unique(frames["stack_id"].to_numpy(), return_inverse=True)
-    first, dropped = _cuts(frames, stack, len(old_ids), cell["filename"], machinery)
+    mine = np.isin(old_ids, samples.loc[samples["tid"] == cell["tid"], "stack_id"])
+    first, dropped = _cuts(frames, stack, mine, cell["filename"], machinery)
     samples = _without_machinery(samples, old_ids[dropped], machinery)
     used = np.isin(old_ids, samples["stack_id"])
-    keep = used[stack] & (_position(stack) >= first[stack]) & ~_passed_through(frames, machinery)
+    keep = used[stack] & (_position(stack) >= first[stack]) & ~_inside(frames, machinery)
+    samples = _with_leaves(samples, frames, keep)
     frames, stack = frames[keep], stack[keep]
     numbers, chosen = _renumber(_rows(frames), stack, len(old_ids))
     frames = frames.assign(stack_id=numbers[stack], depth=_position(stack))[chosen]
     new_ids = pd.Series(numbers, old_ids)
     samples = samples.assign(stack_id=new_ids.reindex(samples["stack_id"], fill_value=-1).array)
     trimmed = len(recording.samples) - len(samples)
-    calls, counts = trim_calls(recording.calls, machinery, cell, stacks), recording.counts
+    calls = trim_calls(recording.calls, machinery, cell, stacks)
+    counts = recording.counts
+    counts = counts[~of_file(counts, machinery.is_other)].reset_index(drop=True)
     trimmed_calls = len(recording.calls) - len(calls)
     info = {
         **recording.info,
@@ -105,6 +114,7 @@ def trim(
         "trimmed_calls": int(recording.info.get("trimmed_calls", 0)) + trimmed_calls,
         "cell": dict(cell),
     }
+    tell_demoted(info, _left_of(info.get("demoted") or [], calls, counts))
     if names:
         frames, samples, calls, counts = (
             renamed(table, names) for table in (frames, samples, calls, counts)
@@ -118,11 +128,11 @@ def trim(
 
 
 def _cuts(
-    frames: pd.DataFrame, stack: Ints, count: int, cell_filename: str, machinery: Machinery
+    frames: pd.DataFrame, stack: Ints, mine: Bools, cell_filename: str, machinery: Machinery
 ) -> tuple[Ints, Bools]:
     """Tell for each stack how many leading frames go, and whether it goes as a whole."""
     python = (frames["kind"] == "python").to_numpy()
-    position = _position(stack)
+    position, count = _position(stack), len(mine)
     beyond = np.iinfo(np.int64).max
 
     def first_position(where: Bools) -> Ints:
@@ -133,7 +143,10 @@ def _cuts(
     in_cell = first_position(python & of_file(frames, lambda name: name == cell_filename))
     carrier = of_file(frames, lambda name: name.startswith(machinery.carriers))
     other = of_file(frames, lambda name: name.startswith(machinery.others))
-    own = first_position(python & ~carrier & ~other)
+    shell = np.full(count, -1, dtype=np.int64)
+    runs = python & mine[stack] & of_file(frames, lambda x: x.startswith(machinery.shell or "\0"))
+    np.maximum.at(shell, stack[runs], position[runs])
+    own = first_position(python & ~carrier & ~other & (position > shell[stack]))
     has_python = first_position(python) != beyond
 
     # The frame just outside the first one that is nobody's machinery decides whose that is.
@@ -144,7 +157,7 @@ def _cuts(
     dropped = without_cell & has_python & ((own == beyond) | outside)
 
     # What shows the cell's value is dropped, unless it is the value that has been asked.
-    shown = python & of_file(frames, lambda name: name.startswith(machinery.display or "\0"))
+    shown = python & shows_value(frames, machinery.display)
     display = first_position(shown & (position > in_cell[stack]))
     asks = of_file(frames, lambda name: name.startswith(machinery.renderers or "\0"))
     asked = python & ~carrier & ~other & shows(frames) & np.append(False, asks[:-1])[: len(stack)]
@@ -153,14 +166,46 @@ def _cuts(
     return first, dropped
 
 
-def _passed_through(frames: pd.DataFrame, machinery: Machinery) -> Bools:
-    """Tell which frames are machinery that another Python frame was called from."""
+def _inside(frames: pd.DataFrame, machinery: Machinery) -> Bools:
     python = (frames["kind"] == "python").to_numpy()
+    inside: Bools = of_file(frames, lambda name: name.startswith(machinery.inside)) & python
+    helps = of_file(frames, machinery.is_help) & ~shows(frames) & ~inside & python
+    # What helps belongs to the frame that it helps: the last one before it that does not.
     stack = frames["stack_id"].to_numpy()
-    calls_python = np.append((stack[1:] == stack[:-1]) & python[1:], False)[: len(stack)]
-    inside = of_file(frames, lambda name: name.startswith(machinery.inside))
-    passed: Bools = python & inside & calls_python
-    return passed
+    helped = np.maximum.accumulate(np.where(helps, 0, np.arange(len(stack))))
+    inside |= helps & inside[helped] & (stack[helped] == stack)
+    return inside
+
+
+def _with_leaves(samples: pd.DataFrame, frames: pd.DataFrame, keep: Bools) -> pd.DataFrame:
+    """Name the innermost Python function that is kept, where that is another one now."""
+    python = frames.assign(kept=keep)[(frames["kind"] == "python").to_numpy()]
+    last = python.drop_duplicates("stack_id", keep="last")
+    changed = samples["stack_id"].isin(last.loc[~last["kept"], "stack_id"]).to_numpy()
+    if not changed.any():
+        return samples
+    leaf = python[python["kept"]].drop_duplicates("stack_id", keep="last").set_index("stack_id")
+    leaf = leaf.reindex(samples.loc[changed, "stack_id"])
+    new = {}
+    for name in ("function", "filename"):
+        texts = samples[name].astype(object).to_numpy(copy=True)
+        texts[changed] = leaf[name].astype(object).to_numpy()
+        new[name] = tables.categorical(*pd.factorize(texts))
+    lines = samples["line_number"].to_numpy(copy=True)
+    lines[changed] = leaf["line_number"].fillna(0).to_numpy()
+    return samples.assign(**new, line_number=lines)
+
+
+def _left_of(
+    demoted: Sequence[Mapping[str, Any]], calls: pd.DataFrame, counts: pd.DataFrame
+) -> list[dict[str, Any]]:
+    """Find the demoted functions that something is left of."""
+    key = ["function", "filename", "line_number"]
+    names, left = {x["function"] for x in demoted}, set()
+    for table in (calls, counts) if names else ():
+        named = table.loc[table["function"].isin(names), key].drop_duplicates()
+        left |= set(named.itertuples(index=False, name=None))
+    return [dict(x) for x in demoted if tuple(x[name] for name in key) in left]
 
 
 def _position(stack: Ints) -> Ints:

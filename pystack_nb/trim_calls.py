@@ -11,10 +11,14 @@ are those for samples.
   thread begin with.
 * On the cell's thread, only what begins while the cell's own code runs is looked at: from its
   first call to the end of its last one.  A chain that begins there by itself is another stack
-  of the cell's, such as a greenlet's.
+  of the cell's, such as a greenlet's.  The probe records nothing else of that thread
+  (`CallOptions.only_in`), so that all of it counts where the cell has no call of its own in the
+  table: it may be excluded, or shorter than what has a row.
 * Of what shows the value of the cell's last expression, only the value's own functions stay.
-* A call of the machinery that kept calls go through (`Machinery.inside`) makes way for them:
-  they go to the call that it was made from, and so does its own time.
+* A call of the machinery below (`Machinery.inside`) makes way for what other people's code it
+  calls, and so does what it calls of C functions and of Python's own library.
+
+What was left out below a call that stays leaves its time to that call, as self time.
 
 A call that began in time and ended behind it, such as one of a thread that goes on, is cut
 there: it is not complete.
@@ -28,7 +32,7 @@ import numpy as np
 import pandas as pd
 
 from pystack_nb import tables
-from pystack_nb.machinery import of_file, shows
+from pystack_nb.trim_tables import of_file, shows, shows_value
 
 
 if TYPE_CHECKING:
@@ -82,17 +86,12 @@ def trim_calls(
     kept = ((known & (_CELL | _USERS)) != 0) & ~shown & ~early
     kept[cut] &= calls["ts_ns"].to_numpy()[cut] <= limit_ns
 
-    rows = np.flatnonzero(kept & _is_python(calls))
-    passed = np.zeros(len(calls) + 1, dtype=bool)  # the last place is no caller's
-    passed[parent[rows]] = True
-    passed = passed[:-1] & kept & of_file(calls, lambda name: name.startswith(machinery.inside))
-    kept &= ~passed
-    caller, depth = _callers(parent, kept, kept | passed | shown, levels)
+    kept &= ~_inside(calls, parent, levels, machinery)
+    caller, depth = _callers(parent, kept, levels)
     dur_ns, self_ns = _cut(calls, parent, cut, limit_ns)
+    left_out = np.flatnonzero(~kept & (caller >= 0))
+    np.add.at(self_ns, caller[left_out], self_ns[left_out])
     _end_before_showing(calls["ts_ns"].to_numpy(), dur_ns, self_ns, caller, parent, shown, kept)
-    through = np.flatnonzero(passed)
-    through = through[caller[through] >= 0]
-    np.add.at(self_ns, caller[through], self_ns[through])
     complete = calls["complete"].to_numpy().copy()
     complete[cut] = False
 
@@ -156,7 +155,7 @@ def _chains(
     seed = _CELL * in_cell.astype(np.uint8)
     seed[own] |= _OWN
     seed[own & users] |= _USERS
-    seed[of_file(calls, lambda name: name.startswith(machinery.display or "\0"))] |= _SHOWN
+    seed[shows_value(calls, machinery.display)] |= _SHOWN
     asks = of_file(calls, lambda name: name.startswith(machinery.renderers or "\0"))
     asked = own & shows(calls) & asks[parent] & (parent >= 0)
 
@@ -196,13 +195,24 @@ def _out_of_time(calls: pd.DataFrame, cell: Mapping[str, Any]) -> tuple[Bools, I
     return early, late, np.where(mine[late], own_end_ns, end_ns)
 
 
-def _callers(parent: Ints, kept: Bools, walked: Bools, levels: _Levels) -> tuple[Ints, Ints]:
+def _inside(calls: pd.DataFrame, parent: Ints, levels: _Levels, machinery: Machinery) -> Bools:
+    """Find the machinery's calls, and those that it makes for its own work."""
+    python = _is_python(calls)
+    inside: Bools = of_file(calls, lambda name: name.startswith(machinery.inside)) & python
+    if inside.any():
+        helps = ~python | (of_file(calls, machinery.is_help) & ~shows(calls))
+        helps &= parent >= 0
+        for rows in levels:
+            inside[rows] |= helps[rows] & inside[parent[rows]]
+    return inside
+
+
+def _callers(parent: Ints, kept: Bools, levels: _Levels) -> tuple[Ints, Ints]:
     """Find the nearest call that is kept above each one, and how many there are above it."""
     caller = np.full(len(parent) + 1, -1, dtype=np.int64)  # the last place is no caller's
     depth = np.full(len(parent) + 1, -1, dtype=np.int32)
     stays = np.append(kept, False)
-    for level in levels:
-        rows = level[walked[level]]
+    for rows in levels:
         above = parent[rows]
         above = np.where(stays[above], above, caller[above])
         caller[rows] = above
@@ -231,11 +241,12 @@ def _end_before_showing(  # noqa: PLR0917 - columns of one table
     for row in first.tolist():
         cell = int(parent[row])
         end_ns = ts_ns[cell] + dur_ns[cell]
+        if end_ns <= ts_ns[row]:
+            continue  # it ends where something before this was shown
         later = kept & (caller == cell) & (ts_ns >= ts_ns[row]) & (ts_ns <= end_ns)
         if not later.any():
-            behind = end_ns - ts_ns[row]
-            self_ns[cell] -= max(0, behind - dur_ns[row])
-            dur_ns[cell] -= behind
+            self_ns[cell] -= end_ns - ts_ns[row]
+            dur_ns[cell] -= end_ns - ts_ns[row]
 
 
 def _is_python(calls: pd.DataFrame) -> Bools:

@@ -12,17 +12,12 @@ import os
 import struct
 import sys
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pystack_nb.errors import (
-    OptionError,
-    ProbeError,
-    ProfilerStateError,
-    PystackError,
-)
+from pystack_nb.errors import ProbeError, ProfilerStateError, PystackError
 from pystack_nb.own_file import OwnFile
+from pystack_nb.probe.call_options import MAX_EVENTS, CallOptions
 from pystack_nb.probe.check import check, sees_init
 from pystack_nb.probe.cost import Cost, measure
 from pystack_nb.probe.supported import why_not
@@ -32,59 +27,18 @@ from pystack_nb.spool import block, unusable
 if TYPE_CHECKING:
     from types import ModuleType
 
-MAX_EVENTS = 50_000_000
+__all__ = [
+    "MAX_EVENTS",
+    "SOURCES",
+    "CallOptions",
+    "Probe",
+    "counter_is_constant",
+    "load",
+    "rest",
+]
+
 SOURCES = ("ebpf", "inprocess")
 _HIDDEN = glob.escape(str(Path(__file__).parent.parent)) + "/*"
-
-
-@dataclass(frozen=True)
-class CallOptions:
-    """What is recorded of the calls.
-
-    Attributes
-    ----------
-    include, exclude : tuple of str
-        Globs (as `fnmatch`) of files or of modules' names. Without `include`, everything but
-        what `exclude` names.
-    depth : int or None
-        Calls inside so many recorded ones are not recorded.
-    outside : tuple of str
-        Globs of files: their calls count for no depth, as long as no other call is around them.
-        They are what runs the code that is looked at.
-    min_us : float
-        Shorter calls have no slice, and are counted.
-    c_calls : bool
-        Whether calls of C functions are recorded, too: those that are wanted by their modules'
-        names (``builtins``, ``numpy``) and whose caller is recorded.
-    max_events : int
-        The recording of calls ends after so many events: a call has two.
-    budget : float or None
-        What recording may cost, as a fraction of the time recorded; None: whatever it costs.
-    """
-
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    depth: int | None = None
-    outside: tuple[str, ...] = ()
-    min_us: float = 0.0
-    c_calls: bool = False
-    max_events: int = MAX_EVENTS
-    budget: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.depth is not None and self.depth < 1:
-            raise OptionError(f"a depth of {self.depth} leaves nothing: give 1 or more.")
-        if self.min_us < 0:
-            raise OptionError(f"{self.min_us} µs is no length of a call: give 0 or more.")
-        if self.max_events < 1:
-            raise OptionError(f"{self.max_events} events are none: give 1 or more.")
-        if self.budget is not None and not 0 < self.budget <= 1:
-            raise OptionError(
-                f"{self.budget} is no budget: give a fraction of the time, such as 0.2."
-            )
-        both = sorted({*self.include} & {*self.exclude})
-        if both:
-            raise OptionError(f"{both[0]!r} is both included and excluded: take it out of one.")
 
 
 class Probe:
@@ -166,17 +120,19 @@ class Probe:
             self._module.start(
                 self.fd,
                 spool,
-                self._init,
-                options.c_calls,
-                options.max_events,
-                options.depth or 0,
-                options.min_us,
-                options.budget or 0.0,
-                *self._cost,
-                options.include,
-                options.exclude,
-                (_HIDDEN,),
-                options.outside,
+                init=self._init,
+                c_calls=options.c_calls,
+                max_events=options.max_events,
+                depth=options.depth or 0,
+                min_us=options.min_us,
+                budget=options.budget or 0.0,
+                costs=self._cost,
+                include=options.include,
+                exclude=options.exclude,
+                hidden=(_HIDDEN,),
+                outside=options.outside,
+                foreign=options.foreign,
+                only_in=options.only_in,
             )
         except (RuntimeError, ValueError) as error:
             raise _in_the_way(error) from None

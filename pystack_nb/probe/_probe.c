@@ -22,7 +22,7 @@ static void free_patterns(struct patterns *patterns)
 
 static int set_patterns(struct patterns *patterns, PyObject *globs)
 {
-	Py_ssize_t count = PyTuple_GET_SIZE(globs);
+	Py_ssize_t count = globs ? PyTuple_GET_SIZE(globs) : 0;
 
 	free_patterns(patterns);
 	patterns->globs = calloc(count + 1, sizeof(*patterns->globs));
@@ -41,6 +41,26 @@ static int set_patterns(struct patterns *patterns, PyObject *globs)
 			return -1;
 		}
 		patterns->count++;
+	}
+	return 0;
+}
+
+static uint32_t *foreign_threads;
+
+static int set_foreign(PyObject *tids)
+{
+	Py_ssize_t count = tids ? PyTuple_GET_SIZE(tids) : 0;
+
+	free(foreign_threads);
+	rec.foreign = foreign_threads = calloc(count + 1, sizeof(*foreign_threads));
+	if (!foreign_threads) {
+		PyErr_NoMemory();
+		return -1;
+	}
+	for (Py_ssize_t i = 0; i < count; i++) {
+		foreign_threads[i] = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(tids, i));
+		if (PyErr_Occurred())
+			return -1;
 	}
 	return 0;
 }
@@ -93,28 +113,39 @@ static void abandon(void)
 }
 
 PyDoc_STRVAR(start_doc,
-	     "start(fd, spool, init, c_calls, max_events, depth, min_us, budget, call_ns,\n"
-	     "      pass_ns, c_call_ns, include, exclude, hidden, outside)\n--\n\n"
+	     "start(fd, spool, *, init=False, c_calls=False, max_events=0, depth=0, min_us=0.0,\n"
+	     "      budget=0.0, costs=(0.0, 0.0, 0.0), include=(), exclude=(), hidden=(),\n"
+	     "      outside=(), foreign=(), only_in=None)\n--\n\n"
 	     "Record the calls of this interpreter, from this one's return on.\n\n"
 	     "fd: the shared memory. spool: -1, or the file that the in-process source writes to.\n"
-	     "init: whether __init__ must be watched by sys.monitoring. for the\n"
-	     "budget: what a recorded call costs, one that is not, and one of a C function. The\n"
-	     "last four: tuples of globs. 0 is no limit.");
+	     "init: whether __init__ must be watched by sys.monitoring. costs, for the budget: of\n"
+	     "a recorded call, of one that is not, and of one of a C function, in ns. include to\n"
+	     "outside: globs. foreign: native ids of threads whose short calls are not counted.\n"
+	     "only_in: the file during whose code alone this thread is recorded. 0 is no limit.");
 
-static PyObject *start(PyObject *module, PyObject *args)
+static PyObject *start(PyObject *module, PyObject *args, PyObject *named)
 {
-	int fd, spool, init, c_calls, error;
-	unsigned int depth;
-	unsigned long long max_events;
-	double min_us, budget, call_ns, pass_ns, c_call_ns;
-	PyObject *include, *exclude, *hidden, *outside;
+	static char *names[] = {"fd",      "spool",   "init",    "c_calls", "max_events", "depth",
+				"min_us",  "budget",  "costs",   "include", "exclude",    "hidden",
+				"outside", "foreign", "only_in", NULL};
+	int fd, spool, init = 0, c_calls = 0, error;
+	unsigned int depth = 0;
+	unsigned long long max_events = 0;
+	double min_us = 0, budget = 0, call_ns = 0, pass_ns = 0, c_call_ns = 0;
+	PyObject *include = NULL, *exclude = NULL, *hidden = NULL, *outside = NULL;
+	PyObject *foreign = NULL, *only_in = Py_None;
 
 	(void)module;
-	if (!PyArg_ParseTuple(args, "iippKIdddddO!O!O!O!", &fd, &spool, &init, &c_calls,
-			      &max_events, &depth, &min_us, &budget, &call_ns, &pass_ns, &c_call_ns,
-			      &PyTuple_Type, &include, &PyTuple_Type, &exclude, &PyTuple_Type,
-			      &hidden, &PyTuple_Type, &outside))
+	if (!PyArg_ParseTupleAndKeywords(
+		    args, named, "ii|$ppKIdd(ddd)O!O!O!O!O!O", names, &fd, &spool, &init, &c_calls,
+		    &max_events, &depth, &min_us, &budget, &call_ns, &pass_ns, &c_call_ns,
+		    &PyTuple_Type, &include, &PyTuple_Type, &exclude, &PyTuple_Type, &hidden,
+		    &PyTuple_Type, &outside, &PyTuple_Type, &foreign, &only_in))
 		return NULL;
+	if (only_in != Py_None && !PyUnicode_Check(only_in)) {
+		PyErr_SetString(PyExc_TypeError, "only_in is no file's name");
+		return NULL;
+	}
 	if (rec.shared) {
 		PyErr_SetString(PyExc_RuntimeError, "calls are being recorded already");
 		return NULL;
@@ -124,7 +155,8 @@ static PyObject *start(PyObject *module, PyObject *args)
 		return NULL;
 	}
 	if (set_patterns(&filters.include, include) || set_patterns(&filters.exclude, exclude) ||
-	    set_patterns(&filters.hidden, hidden) || set_patterns(&filters.outside, outside))
+	    set_patterns(&filters.hidden, hidden) || set_patterns(&filters.outside, outside) ||
+	    set_foreign(foreign))
 		return NULL;
 	limits = (struct limits){.depth = depth, .budget = budget};
 	if (min_us > 0 || budget > 0) {
@@ -154,6 +186,29 @@ static PyObject *start(PyObject *module, PyObject *args)
 		return NULL;
 	}
 	count_interpreters(true);
+	evaluate_only_in(only_in == Py_None ? NULL : only_in);
+	Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(quiet_doc, "quiet()\n--\n\n"
+			"Record nothing that this thread calls, until loud() is called as often.");
+
+static PyObject *quiet(PyObject *module, PyObject *unused)
+{
+	(void)module, (void)unused;
+	recorder_hush(1);
+	Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(loud_doc, "loud()\n--\n\nTake one quiet() of this thread back.");
+
+static PyObject *loud(PyObject *module, PyObject *unused)
+{
+	(void)module, (void)unused;
+	if (!recorder_hush(-1)) {
+		PyErr_SetString(PyExc_RuntimeError, "this thread is not quiet");
+		return NULL;
+	}
 	Py_RETURN_NONE;
 }
 
@@ -243,7 +298,9 @@ static PyObject *site(PyObject *module, PyObject *unused)
 
 static PyMethodDef methods[] = {
 	{"prepare", prepare, METH_VARARGS, prepare_doc},
-	{"start", start, METH_VARARGS, start_doc},
+	{"start", (PyCFunction)(void (*)(void))start, METH_VARARGS | METH_KEYWORDS, start_doc},
+	{"quiet", quiet, METH_NOARGS, quiet_doc},
+	{"loud", loud, METH_NOARGS, loud_doc},
 	{"stop", stop, METH_NOARGS, stop_doc},
 	{"close", close_, METH_NOARGS, close_doc},
 	{"forget", forget, METH_NOARGS, forget_doc},

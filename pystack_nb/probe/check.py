@@ -196,7 +196,7 @@ def _is_watched() -> bool:
 def _record(module: ModuleType, *, init: bool) -> bytes:
     with memory(module.SHARED_SIZE) as fd, memory() as spool:
         module.prepare(fd, False)
-        module.start(fd, spool, init, False, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, (_OWN,), (), (), ())
+        module.start(fd, spool, init=init, include=(_OWN,))
         try:
             _every_kind(_ROUNDS)
         finally:

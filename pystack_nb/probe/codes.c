@@ -133,7 +133,7 @@ static void put_code(struct thread *t, const struct code *c, PyObject *file, PyO
 static bool is_one_of(const struct patterns *patterns, const char *name)
 {
 	for (size_t i = 0; name && i < patterns->count; i++)
-		if (!fnmatch(patterns->globs[i], name, 0))
+		if (!fnmatch(patterns->globs[i], name, FNM_NOESCAPE)) /* as Python's */
 			return true;
 	return false;
 }

@@ -68,11 +68,7 @@ def measure(module: ModuleType, *, c_calls: bool) -> Cost:
 def _recording(module: ModuleType, *, c_calls: bool) -> Iterator[None]:
     with memory(module.SHARED_SIZE) as fd, memory() as spool:
         module.prepare(fd, False)
-        module.start(
-            *(fd, spool, False, c_calls, 0, _NO_DEPTH, 0.0, 0.0),
-            *Cost(),
-            *((_OWN,), (), (), ()),
-        )
+        module.start(fd, spool, c_calls=c_calls, depth=_NO_DEPTH, include=(_OWN,))
         try:
             yield
         finally:

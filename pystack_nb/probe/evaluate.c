@@ -16,6 +16,8 @@ static uint32_t gap;                   /* counts these times */
 static _PyFrameEvalFunction seen;      /* another one, while recording */
 static _PyFrameEvalFunction trusted;   /* one that calls the probe */
 
+static PyObject *only_in; /* the file whose code ends the waiting of a thread */
+
 static bool is_own(_PyFrameEvalFunction function);
 
 /* Calls are recorded again, if `recording` goes on. */
@@ -172,21 +174,69 @@ static PyObject *pass(struct thread *t, PyThreadState *ts, Frame *f, int throwin
 	return result;
 }
 
+static PyObject *evaluate(PyThreadState *ts, Frame *f, int throwing);
+static PyObject *evaluate_limited(PyThreadState *ts, Frame *f, int throwing);
+static PyObject *run_begun(_PyFrameEvalFunction evaluate_loud, struct thread *t, PyThreadState *ts,
+			   Frame *f, int throwing);
+
 static PyObject *special(struct thread *t, struct code *c, bool limited, PyThreadState *ts,
 			 Frame *f, int throwing)
 {
 	if (!c || (c->generator && makes_generator(f)))
 		return run(t, ts, f, throwing);
-	if (c->mode == CODE_COUNTED && c->id < PST_COUNTED)
-		rec.counts[c->id].calls++;
+	if (c->mode == CODE_COUNTED)
+		count_call(t, c->id);
 	if (c->mode != CODE_GENERATOR)
 		return pass(t, ts, f, throwing);
 
+	if (UNLIKELY(f == t->began))
+		return run_begun(limited ? evaluate_limited : evaluate, t, ts, f, throwing);
 	give_send(ts);
 	PyObject *result = limited ? record_limited(t, c, PST_RESUME, ts, f, throwing)
 				   : record(t, c, PST_RESUME, ts, f, throwing);
 	take_send(ts);
 	return result;
+}
+
+/* Evaluate in a quiet thread; code that it waits for is evaluated loud. */
+static COLD PyObject *run_quiet(_PyFrameEvalFunction evaluate_loud, struct thread *t,
+				PyThreadState *ts, Frame *f, int throwing)
+{
+	uint32_t recording = rec.recording;
+
+	if (t->quiet != WAITING || !only_in ||
+	    PyUnicode_Compare(frame_code(f)->co_filename, only_in))
+		return run(t, ts, f, throwing);
+	bool resumed = !makes_generator(f);
+
+	t->quiet = 0;
+	PyObject *result = evaluate_loud(ts, f, throwing);
+
+	if (rec.recording != recording || t->recording != recording)
+		return result;
+	if (resumed && is_suspended(f))
+		t->began = f; /* what it waits for is part of it */
+	else
+		t->quiet |= WAITING;
+	return result;
+}
+
+/* The same coroutine, as it goes on. */
+static COLD PyObject *run_begun(_PyFrameEvalFunction evaluate_loud, struct thread *t,
+				PyThreadState *ts, Frame *f, int throwing)
+{
+	t->began = NULL;
+	t->quiet |= WAITING;
+	return run_quiet(evaluate_loud, t, ts, f, throwing);
+}
+
+void evaluate_only_in(PyObject *file)
+{
+	struct thread *t = file ? recorder_attach() : NULL;
+
+	Py_XSETREF(only_in, Py_XNewRef(file));
+	if (t)
+		t->quiet |= WAITING;
 }
 
 static uint64_t entered; /* while nothing is recorded */
@@ -226,10 +276,15 @@ evaluate_with(bool limited, PyThreadState *ts, Frame *f, int throwing)
 {
 	struct thread *t = this_thread;
 
-	if (UNLIKELY(!t || t->recording != rec.recording)) {
-		t = rec.recording ? recorder_attach() : NULL;
+	if (UNLIKELY(!t || t->loud_in != rec.recording)) {
+		if (!rec.recording)
+			return run_outside(limited, ts, f, throwing);
+		if (!t || t->recording != rec.recording)
+			t = recorder_attach();
 		if (!t)
 			return run_outside(limited, ts, f, throwing);
+		if (t->quiet)
+			return run_quiet(limited ? evaluate_limited : evaluate, t, ts, f, throwing);
 	}
 	struct code *c = code_of(frame_code(f));
 

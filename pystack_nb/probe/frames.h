@@ -71,6 +71,12 @@ static inline int makes_generator(const Frame *f)
 	return f->owner != FRAME_OWNED_BY_GENERATOR;
 }
 
+/* Whether a generator's evaluation that has just ended goes on later. */
+static inline bool is_suspended(Frame *f)
+{
+	return _PyFrame_GetGenerator(f)->gi_frame_state < FRAME_EXECUTING;
+}
+
 /*
  * The evaluator counts C recursion by as much (Python/ceval.c, PY_EVAL_C_STACK_UNITS),
  * which a call from Python to Python costs nothing of without a probe.  The probe gives

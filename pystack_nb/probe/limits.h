@@ -64,8 +64,8 @@ static inline void limits_leave(struct thread *t, const struct begun *b, enum ps
 		put_now(t, PST_LEAVE, how);
 		return;
 	}
-	rec.counts[b->id].calls++;
-	if (outermost)
+	count_call(t, b->id);
+	if (outermost && !t->foreign)
 		rec.counts[b->id].ticks += now - b->start;
 	if (t->batch->sequence == b->sequence && t->batch->count == b->at + 1) {
 		t->batch->count = b->at; /* nothing came after its beginning */

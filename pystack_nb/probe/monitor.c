@@ -10,7 +10,7 @@ static struct thread *thread_in(const PyThreadState *ts)
 {
 	struct thread *t = this_thread;
 
-	if (!rec.recording || !t || t->recording != rec.recording)
+	if (!rec.recording || !t || t->loud_in != rec.recording)
 		return NULL;
 	if (t->top->frame != current_frame(ts) && !rec.deep && !levels_find(t, current_frame(ts)))
 		return NULL;
@@ -42,8 +42,7 @@ void monitor_enter_function(const PyThreadState *ts, PyObject *callable)
 	if (!c || c->mode == CODE_SKIPPED)
 		return;
 	if (c->mode == CODE_COUNTED || caller->mode == CODE_COUNTED) {
-		if (c->id < PST_COUNTED)
-			rec.counts[c->id].calls++;
+		count_call(t, c->id);
 		return;
 	}
 	c->calls++;

@@ -36,7 +36,7 @@ static struct thread *present_thread(void)
 
 	if (rec.recording && (!t || t->recording != rec.recording))
 		t = recorder_attach();
-	return rec.recording ? t : NULL;
+	return rec.recording && t && !t->quiet ? t : NULL;
 }
 
 static bool has_init_name(const PyCodeObject *code)
@@ -76,8 +76,8 @@ static void enter_init(struct thread *t, struct code *c, Frame *f)
 	l->monitored = true;
 	l->entered = false;
 	l->depth = limits_around(&l[-1]);
-	if (c->mode == CODE_COUNTED && c->id < PST_COUNTED)
-		rec.counts[c->id].calls++;
+	if (c->mode == CODE_COUNTED)
+		count_call(t, c->id);
 	if (c->mode != CODE_RECORDED) {
 		limits.passed += limits.pass_ticks;
 		limits_spend(t, limits.pass_ticks);
@@ -102,8 +102,8 @@ static void leave_init(struct thread *t, uint32_t id, enum pst_leave how)
 		bool outermost = limits.min_ticks && go_outside(t, id);
 
 		if (ticks < limits.min_ticks && id < PST_COUNTED) {
-			rec.counts[id].calls++;
-			if (outermost)
+			count_call(t, id);
+			if (outermost && !t->foreign)
 				rec.counts[id].ticks += ticks;
 			how |= PST_SHORT;
 		}

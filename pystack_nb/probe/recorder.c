@@ -29,6 +29,8 @@ enum {
 struct recorder rec = {.spool = -1};
 __thread struct thread *this_thread __attribute__((tls_model("initial-exec")));
 
+static __thread uint32_t hushed __attribute__((tls_model("initial-exec")));
+
 pthread_mutex_t recorder_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_key_t key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -290,6 +292,25 @@ static void leave_out(struct thread *t)
 	t->recording = NO_RECORDING;
 }
 
+static bool is_foreign(uint32_t tid)
+{
+	const uint32_t *foreign = rec.foreign;
+
+	while (foreign && *foreign && *foreign != tid)
+		foreign++;
+	return foreign && *foreign;
+}
+
+bool recorder_hush(int by)
+{
+	if (by < 0 && !hushed)
+		return false;
+	hushed += by;
+	if (this_thread)
+		this_thread->quiet += by;
+	return true;
+}
+
 COLD struct thread *recorder_attach(void)
 {
 	struct thread *t = this_thread;
@@ -317,6 +338,8 @@ COLD struct thread *recorder_attach(void)
 	t->hooked = 0;
 	t->unhooked = t->refused = false;
 	t->recording = NO_RECORDING;
+	t->quiet = hushed;
+	t->began = NULL;
 	t->batch = take_batch();
 	t->stack = t->batch ? new_stack(t) : NULL;
 	if (!t->stack) {
@@ -328,6 +351,7 @@ COLD struct thread *recorder_attach(void)
 	t->limit = t->stack->limit;
 	t->batch->thread = ++last_thread;
 	t->batch->tid = syscall(SYS_gettid);
+	t->foreign = is_foreign(t->batch->tid);
 	t->batch->count = 0;
 	t->others = 0;
 	t->batch->sequence = 0;

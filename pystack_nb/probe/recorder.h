@@ -30,6 +30,9 @@ enum {
 	WHOLE_TIME = 1 << 30, /* ticks after which an event carries the whole counter */
 };
 
+/* In thread.quiet: until code of one file is entered.  The rest counts recorder_hush(). */
+#define WAITING 0x80000000u
+
 /* A call that has begun, for what becomes of it when it was short. */
 struct begun {
 	uint64_t start, last; /* when, and the newest time stored before */
@@ -59,7 +62,13 @@ struct stack {
 };
 
 struct thread {
-	uint32_t recording; /* the one that all below belongs to */
+	union {
+		struct {
+			uint32_t recording; /* the one that all below belongs to */
+			uint32_t quiet;     /* 0, or calls here are neither stored nor counted */
+		};
+		uint64_t loud_in; /* both at once: the recording of a thread that is not quiet */
+	};
 	struct level *top;
 	struct level *limit;
 	struct pst_batch *batch;
@@ -77,6 +86,8 @@ struct thread {
 	bool unhooked;       /* and that it is not there any more */
 	bool refused;        /* and may not be set again */
 	uint32_t without;    /* a recording that had no room for this thread */
+	bool foreign;        /* its short calls are not counted: they are of what runs the code */
+	const Frame *began;  /* the suspended coroutine that ended the thread's waiting */
 	struct thread *next; /* all that there are */
 };
 
@@ -91,6 +102,7 @@ struct recorder {
 	bool deep;       /* calls run unrecorded, a thread being near the end of its C stack */
 	bool bound_kept; /* what was over max_events is gone */
 	uint64_t events, max_events; /* that have left the batches; how many there may be */
+	const uint32_t *foreign;     /* threads (native ids) that are, 0 behind the last */
 };
 
 extern struct recorder rec;
@@ -134,6 +146,8 @@ void recorder_count_fork(void);
 void recorder_forget(void);
 /* The calling thread's state in this recording, or NULL: there is no batch for it. */
 struct thread *recorder_attach(void);
+/* 1: what the calling thread calls is not recorded; -1: take one of these back, false if none. */
+bool recorder_hush(int by);
 /* Send the batch off and begin it anew. */
 void recorder_flush(struct thread *t);
 /* Make room for `words` that must stand together. */
@@ -174,6 +188,13 @@ static inline uint64_t put_now(struct thread *t, enum pst_word kind, uint32_t op
 	put(t, (uint64_t)kind << PST_KIND_SHIFT | (uint64_t)operand << PST_TIME_BITS |
 		       (now & ((1ull << PST_TIME_BITS) - 1)));
 	return now;
+}
+
+/* A call that leaves no event. */
+static inline void count_call(const struct thread *t, uint32_t id)
+{
+	if (id < PST_COUNTED && !t->foreign)
+		rec.counts[id].calls++;
 }
 
 static inline void go_inside(struct thread *t, uint32_t id)

@@ -41,8 +41,9 @@ def test_a_file_that_can_t_be_read_hides_no_other_and_is_named(runtime, bad):
     leave(0, WHOLE)
     damaged = leave(1, bad)
     leave(2, WHOLE)
-    with pytest.warns(UserWarning, match=f"{damaged} is left out .*: remove it"):
+    with pytest.warns(UserWarning, match=f"{damaged} is left out .*: remove it") as warned:
         found = pystack_nb.recover()
+    assert [x.filename for x in warned] == [__file__]
     assert [len(x.samples) for x in found] == [1, 1]
     with pytest.warns(UserWarning, match="left out"):
         pystack_nb.recover(keep=False)

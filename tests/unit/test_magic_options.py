@@ -4,6 +4,7 @@ import pytest
 
 from pystack_nb import options
 from pystack_nb.errors import ExportPathError, OptionError
+from pystack_nb.probe import CallOptions
 
 
 @options.with_arguments
@@ -113,3 +114,80 @@ def test_help_shows_every_option():
 )
 def test_a_line_is_split_where_its_statement_begins(line, parts):
     assert options.split_statement(line) == parts
+
+
+WRONG = {
+    "depth": (0, -1, 1.5, True, "3", 2**31, 2**32, 2**32 + 1),
+    "max_events": (0, -1, 1.5, True, 2**63, 2**64, 2**64 + 4),
+    "min_us": (-1, float("inf"), float("nan"), 1e30, True, "3", 10**30),
+    "budget": (0, 1.1, float("nan"), True, "0.5"),
+    "include": ("opts*", ["opts*"], (3,), ("a\udc80",), ("",), ("a\0b",), None),
+    "exclude": ("opts*", ["opts*"], (3,), ("a\udc80",), ("",), ("a\0b",), None),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values]
+)
+def test_what_can_not_be_asked_of_calls_is_refused_with_a_way_on(name, value):
+    with pytest.raises(OptionError, match=r"(give|choose) "):
+        CallOptions(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--depth 4294967296",
+        "--depth 4294967297",
+        "--max-events 18446744073709551616",
+        "--max-events 18446744073709551620",
+        "--min-us inf",
+        "--min-us nan",
+        "--min-us 1e30",
+    ],
+)
+def test_numbers_that_can_not_be_are_refused_by_the_magic_too(line):
+    with pytest.raises(OptionError, match="give "):
+        parse(line)
+
+
+def test_the_largest_numbers_are_taken():
+    options = CallOptions(depth=2**31 - 1, max_events=2**63 - 1, min_us=86_400e6, budget=1)
+    assert options.depth == 2**31 - 1
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude"),
+    [
+        ((), ("*",)),
+        ((), ("**",)),
+        (("opts*",), ("*",)),
+        (("opts*",), ("opts*",)),
+        (("opts.py", "opts_more.py"), ("x", "opts*")),
+        (("a", "b"), ("b",)),
+    ],
+)
+def test_filters_that_leave_nothing_are_refused(include, exclude):
+    with pytest.raises(OptionError, match="take it out"):
+        CallOptions(include=include, exclude=exclude)
+
+
+def test_filters_that_leave_something_are_taken():
+    assert CallOptions(include=("opts*", "more.py"), exclude=("opts_*", "*/opts.py"))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--depth 1",
+        "--min-us 0",
+        "--max-events 5",
+        "--budget 0.5",
+        "--c-calls",
+        "--include a",
+        "--exclude a",
+    ],
+)
+def test_what_is_about_calls_is_refused_where_none_are_recorded(option):
+    with pytest.raises(OptionError, match="about calls"):
+        parse(f"--mode sample {option}")

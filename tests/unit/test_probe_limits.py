@@ -17,7 +17,7 @@ OPTIONS = {
     "everything": "",
     "a depth": "depth=3",
     "short calls": "min_us=1",
-    "nothing": "exclude=('*',)",
+    "nothing": "include=('none',)",
     "C functions": "c_calls=True",
     "few events": "max_events=5000",
     "a budget": "budget=0.01",

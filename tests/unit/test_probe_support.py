@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from IPython.core.interactiveshell import InteractiveShell
+
 from pystack_nb import PyStackProfiler, probe
 from pystack_nb.cell_recording import CellRecording
 from pystack_nb.errors import ProbeError
@@ -69,7 +71,7 @@ def test_asked_for_calls_it_is_an_error_that_names_the_other_mode(without_probe,
 
 def test_a_cell_is_not_recorded_by_halves(without_probe):
     with pytest.raises(ProbeError, match=r"use --mode sample\.$"):
-        CellRecording(None, Options()).start()
+        CellRecording(InteractiveShell(), Options(), "<cell>").start()
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ MACHINERY = Machinery(
     threads=("ZMQbg/",),
     display=("/site/IPython/core/displayhook.py",),
     renderers=("/site/IPython/core/formatters.py",),
+    library=("/std/",),
+    shell=("/site/IPython/core/interactiveshell.py",),
 )
 MARK = {"filename": CELL, "pid": 7, "tid": 7, "start_ns": 100, "end_ns": 900}
 
@@ -99,10 +101,11 @@ THROUGH = [
 
 
 def test_machinery_between_the_cell_and_what_it_called_is_cut():
-    result = trimmed(
+    recording = recording_of(
         [*IN_CELL, *THROUGH, ("<module>", "<timed exec>"), *THROUGH, ("work", "/home/user/lib.py")],
         [*THREAD, ("task", "/home/user/lib.py"), *THROUGH, ("work", "/home/user/lib.py")],
     )
+    result = trim(of_thread(recording, 1, tid=8), MACHINERY, MARK)
     assert stacks_of(result) == [
         [("<module>", 0), ("<module>", 1), ("work", 2)],
         [("task", 0), ("work", 1)],
@@ -124,15 +127,40 @@ def test_of_what_shows_the_cells_value_only_the_values_own_functions_stay():
 
 
 @pytest.mark.parametrize("native", [[], [("write", "/lib/libc.so")]])
-def test_machinery_whose_own_time_it_is_is_kept(native):
+def test_machinery_leaves_its_own_time_to_what_called_it(native):
     # GIVEN two stacks one behind the other, the second of which begins with user code
-    result = trimmed([*IN_CELL, *THROUGH, *native], IN_CELL)
-    # THEN the innermost one stays, and what the sample says of it is still so
+    work = [*IN_CELL, ("work", "/home/user/lib.py")]
+    result = trimmed([*work, *THROUGH, *native], IN_CELL)
+    # THEN the user's innermost one stays, and what the sample says is so
     below = [(function, 2 + depth) for depth, (function, _) in enumerate(native)]
-    assert stacks_of(result) == [[("<module>", 0), ("time", 1), *below], [("<module>", 0)]]
-    assert result.samples["function"].tolist() == ["time", "<module>"]
+    assert stacks_of(result) == [[("<module>", 0), ("work", 1), *below], [("<module>", 0)]]
+    assert result.samples["function"].tolist() == ["work", "<module>"]
+    assert result.samples["filename"].tolist() == ["/home/user/lib.py", CELL]
+    assert result.samples["line_number"].tolist() == [3, 3]
     functions = result.functions()
     assert (functions["self_ns"] > 0).all()
+
+
+def test_what_the_shell_calls_outside_the_cell_is_not_the_cells_whoever_runs_the_shell():
+    shell = ("run_cell_async", "/site/IPython/core/interactiveshell.py")
+    driver = [("<module>", "/home/user/driver.py"), shell]
+    parse = [("visit", "/site/IPython/core/compilerop.py"), ("iter_fields", "/lib/ast.py")]
+    callback = [("trigger", "/site/IPython/core/events.py"), ("told", "/home/user/lib.py")]
+    result = trimmed([*driver, *parse], [*driver, *callback], [*driver, *IN_CELL[-1:]])
+    assert stacks_of(result) == [[("told", 0)], [("<module>", 0)]]
+
+
+def test_what_machinery_calls_of_the_library_is_its_own_work():
+    write = ("write", "/site/ipykernel/iostream.py")
+    wait, work = ("wait", "/std/threading.py"), ("work", "/home/user/lib.py")
+    result = trimmed([*IN_CELL, write, wait], [*IN_CELL, write, wait, work, wait])
+    assert stacks_of(result) == [[("<module>", 0)], [("<module>", 0), ("work", 1), ("wait", 2)]]
+    assert result.samples["function"].tolist() == ["<module>", "wait"]
+
+
+def test_what_print_asks_the_display_is_the_cells_time():
+    asks = ("is_active", "/site/IPython/core/displayhook.py")
+    assert stacks_of(trimmed([*IN_CELL, asks])) == [[("<module>", 0)]]
 
 
 def test_a_task_of_the_event_loop_keeps_its_own_frames():

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import make_recording
 
+from pystack_nb.call_facts import tell_demoted
 from pystack_nb.machinery import Machinery
 from pystack_nb.recording import Recording
 from pystack_nb.trim import trim
@@ -21,6 +22,7 @@ MACHINERY = Machinery(
     threads=(),
     display=("/site/IPython/core/displayhook.py",),
     renderers=("/site/IPython/core/formatters.py",),
+    library=("/std/",),
 )
 MAIN, WORKER = 100, 101
 START, END = 100, 900
@@ -31,11 +33,10 @@ STEP = "_run /lib/asyncio/events.py"
 LIBRARY = "dumps /lib/json.py"
 
 
-def recording_of(threads, **info):
+def recording_of(threads, counted=(CELL,), **info):
     calls = make_calls(threads)
-    counts = pd.DataFrame(
-        [{"function": "leaf", "filename": CELL, "line_number": 2, "ncalls": 9, "total_ns": 5}]
-    )
+    leaf = {"function": "leaf", "line_number": 2, "ncalls": 9, "total_ns": 5}
+    counts = pd.DataFrame([leaf | {"filename": file} for file in counted])
     empty = make_recording([], **info)
     return Recording(empty.samples, empty.frames, None, empty.info, calls, counts)
 
@@ -112,11 +113,30 @@ def test_of_what_shows_the_cell_s_value_only_the_value_s_own_functions_stay():
     assert depths(result) == [0, 1, 2]
 
 
-def test_machinery_that_calls_nothing_in_python_stays():
-    inside = call(SHELL, 140, 180, call("len [builtins]", 150, 160, kind="c-call"))
+def test_machinery_that_calls_nothing_of_the_user_s_leaves_its_time_to_the_cell():
+    made = call("__init__ <string>", 155, 165, call("len [builtins]", 160, 161, kind="c-call"))
+    inside = call(SHELL, 140, 180, call("len [builtins]", 150, 155, kind="c-call"), made)
+    result = trimmed({MAIN: [call(MODULE, 130, 200, inside)]})
+    assert tree(result, "self_ns") == {MAIN: [("<module>", 70, [])]}
+
+
+def test_what_machinery_calls_of_the_library_is_its_own_work_but_for_the_user_s_code_there():
+    work = call("work /src/lib.py", 150, 160, call("wait /std/threading.py", 152, 156))
+    runs = call("runcall /std/profile.py", 145, 165, work)
+    send = call("send /std/site-packages/zmq.py", 170, 175)
+    inside = call(SHELL, 140, 180, call("wait /std/threading.py", 141, 144), runs, send)
     result = trimmed({MAIN: [call(MODULE, 130, 200, inside)]})
     assert tree(result, "self_ns") == {
-        MAIN: [("<module>", 30, [("run_code", 30, [("len", 10, [])])])]
+        MAIN: [("<module>", 55, [("work", 6, [("wait", 4, [])]), ("send", 5, [])])]
+    }
+
+
+def test_what_print_asks_the_display_shows_no_value():
+    asks = call("is_active /site/IPython/core/displayhook.py", 140, 150)
+    work = call("work /src/lib.py", 170, 180)
+    result = trimmed({MAIN: [call(MODULE, 130, 200, asks, work, asks | {"start": 185})]})
+    assert tree(result, "dur_ns", "self_ns") == {
+        MAIN: [("<module>", 70, 60, [("work", 10, 10, [])])]
     }
 
 
@@ -179,7 +199,7 @@ def test_the_cell_goes_on_behind_a_value_that_is_shown_before_its_end():
     work = call("work /src/lib.py", 170, 180)
     result = trimmed({MAIN: [call(MODULE, 130, 200, show, work)]})
     assert tree(result, "dur_ns", "self_ns") == {
-        MAIN: [("<module>", 70, 50, [("work", 10, 10, [])])]
+        MAIN: [("<module>", 70, 60, [("work", 10, 10, [])])]
     }
 
 
@@ -211,13 +231,37 @@ def test_what_a_thread_was_in_when_it_began_tells_whose_the_calls_are(stack, kep
 
 def test_files_are_renamed_in_every_table_and_counts_stay():
     names = {CELL: "In[5]", "/src/lib.py": "In[5]"}
-    demoted = [{"function": "leaf", "filename": CELL, "counted": 9}]
+    demoted = [{"function": "leaf", "filename": CELL, "line_number": 2, "counted": 9}]
     work = call(MODULE, 130, 200, call("work /src/lib.py", 140, 150), call(LIBRARY, 160, 170))
     result = trimmed({MAIN: [work]}, names, demoted=demoted)
     assert result.calls["filename"].tolist() == ["In[5]", "In[5]", "/lib/json.py"]
     assert result.counts["filename"].tolist() == ["In[5]"]
     assert result.counts["ncalls"].tolist() == [9]
     assert result.info["demoted"] == [demoted[0] | {"filename": "In[5]"}]
+
+
+def test_of_what_was_demoted_and_counted_only_the_cell_s_is_told():
+    leaf = {"function": "leaf", "filename": CELL, "line_number": 2, "counted": 9}
+    work = {"function": "work", "filename": "/src/lib.py", "line_number": 1, "counted": 0}
+    other = {"function": "parse", "filename": "/lib/ast.py", "line_number": 1, "counted": 0}
+    info = {}
+    tell_demoted(info, [leaf, work, other])
+    assert info["notes"] == [
+        "3 functions would have cost more than the budget: 9 calls counted only"
+    ]
+    info["notes"].insert(0, "another note")
+    result = trimmed({MAIN: [call(MODULE, 130, 200, call("work /src/lib.py", 140, 150))]}, **info)
+    assert result.info["demoted"] == [leaf, work]
+    assert result.info["notes"] == [
+        "another note",
+        "2 functions would have cost more than the budget: 9 calls counted only",
+    ]
+
+
+def test_counts_of_the_machinery_s_functions_are_dropped():
+    files = [CELL, "/site/IPython/core/any.py", "/lib/asyncio/a.py"]
+    result = trimmed({MAIN: [call(MODULE, 130, 200)]}, counted=files)
+    assert result.counts["filename"].tolist() == [CELL, "/lib/asyncio/a.py"]
 
 
 def test_a_recording_without_calls_stays_without():
@@ -241,20 +285,20 @@ def walk(threads, mark):
     found = {}
 
     def visit(node, into, depth, known, times):
-        (kept, decided, caller), (begin, end) = known, times
+        (kept, decided, caller, helped), (begin, end) = known, times
         name = node["filename"]
         carrier, other = (name.startswith(x) for x in (MACHINERY.carriers, MACHINERY.others))
         if name == mark["filename"] or (not decided and not carrier and not other and caller):
             kept = True
         decided = decided or not (carrier or other)
         in_time = begin <= node["start"] <= end
-        called = [x for x in node["children"] if x["start"] <= end]
-        if kept and in_time and not (other and called):
+        helped = other or (helped and carrier)
+        if kept and in_time and not helped:
             entry = (node["function"], node["start"], depth, [])
             into.append(entry)
             into, depth = entry[-1], depth + 1
         for child in node["children"]:
-            visit(child, into, depth, (kept, decided, not other), times)
+            visit(child, into, depth, (kept, decided, not other, helped), times)
 
     for tid, outermost in threads.items():
         others = [x["filename"].startswith(MACHINERY.others) for x in outermost]
@@ -263,7 +307,7 @@ def walk(threads, mark):
         most = 2 * sum(others) + sum(carriers) <= len(outermost)
         times = of_main if tid == MAIN else every
         for node in outermost:
-            visit(node, into, 0, (False, False, most or tid == MAIN), times)
+            visit(node, into, 0, (False, False, most or tid == MAIN, False), times)
     return {tid: outermost for tid, outermost in found.items() if outermost}
 
 

@@ -1,0 +1,55 @@
+"""Questions about the files and functions of a table, asked once for each distinct one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pystack_nb import tables
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import pandas as pd
+
+    from numpy.typing import NDArray
+
+    Bools = NDArray[np.bool_]
+
+
+def of_file(table: pd.DataFrame, belongs: Callable[[str], bool]) -> Bools:
+    """Ask a question about each distinct file name, and spread the answers to the rows."""
+    return _of_category(table["filename"], belongs)
+
+
+def shows_value(table: pd.DataFrame, display: tuple[str, ...]) -> Bools:
+    """Tell which functions of the display show a value; `print` asks others there."""
+    in_display = of_file(table, lambda name: name.startswith(display or "\0"))
+    return in_display & _of_category(table["function"], lambda name: name.endswith("__call__"))
+
+
+def shows(table: pd.DataFrame) -> Bools:
+    """Tell which functions are those that a value is asked for its looks with."""
+    return _of_category(table["function"], _is_repr)
+
+
+def _is_repr(function: str) -> bool:
+    name = function.rpartition(".")[2]
+    return name.startswith("_repr_") or name in {"__repr__", "__str__"}
+
+
+def _of_category(column: pd.Series, belongs: Callable[[str], bool]) -> Bools:
+    categories = column.cat
+    answers = [*(belongs(str(name)) for name in categories.categories), False]
+    return np.array(answers, dtype=bool)[categories.codes.to_numpy()]
+
+
+def renamed(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
+    """Call files by other names; two may get the same one."""
+    column = table["filename"].cat
+    texts = [names.get(name, name) for name in column.categories]
+    number = {text: n for n, text in enumerate(dict.fromkeys(texts))}
+    codes = np.array([*(number[text] for text in texts), -1], dtype=np.int32)
+    return table.assign(filename=tables.categorical(codes[column.codes.to_numpy()], number))

@@ -1,0 +1,152 @@
+"""What a probe leaves out: what the package calls, and what runs the code that is looked at."""
+
+from __future__ import annotations
+
+
+def names(probed):
+    return set(probed.ncalls()) - {"Recording.stop"}
+
+
+def test_nothing_is_recorded_of_what_is_called_quietly(probed):
+    probed.run(
+        "import json\nfrom pystack_nb.quiet import quiet, quietly\n"
+        "def program():\n"
+        "    call(2)\n"
+        "    with quiet():\n"
+        "        json.dumps({'a': call(5)}, indent=1)\n"
+        "        with quiet():\n            call(7)\n"
+        "        call(7)\n"
+        "    quietly(call)(7)\n"
+        "    call(3)\n"
+        "keep(record(program, c_calls=True))\n"
+    )
+    found = probed.ncalls()
+    assert found["leaf"] == 5
+    assert found["call"] == 2
+    assert not {"dumps", "JSONEncoder.encode"} & found.keys()
+
+
+def test_another_thread_is_recorded_while_one_is_quiet(probed):
+    probed.run(
+        "import threading\nfrom pystack_nb.quiet import quiet\n"
+        "def program():\n"
+        "    with quiet():\n"
+        "        thread = threading.Thread(target=call, args=(9,))\n"
+        "        thread.start()\n        thread.join()\n"
+        "        call(4)\n"
+        "keep(record(program))\n"
+    )
+    assert probed.ncalls()["leaf"] == 9
+
+
+def test_a_block_that_is_quiet_may_raise_and_begin_before_the_recording(probed):
+    probed.run(
+        "from pystack_nb.probe import load\nfrom pystack_nb.quiet import quiet\n"
+        "load()\n"
+        "with quiet():\n"
+        "    recording = Recording()\n    call(3)\n"
+        "try:\n    with quiet():\n        call(5)\n        raise KeyError\n"
+        "except KeyError:\n    call(1)\n"
+        "recording.stop()\n"
+        "keep(recording.data)\n"
+    )
+    assert probed.ncalls()["leaf"] == 1
+
+
+CELLS = """
+from itertools import islice
+
+def cell(text, flags=0):
+    return compile(text, "cell.py", "exec", flags, dont_inherit=True)
+
+def machinery():
+    call(3)
+
+def run(*cells):
+    for text in cells:
+        machinery()
+        exec(cell(text), globals())
+    machinery()
+"""
+
+
+def test_a_thread_can_be_recorded_only_while_code_of_one_file_runs(probed):
+    probed.run(
+        f"{CELLS}\n"
+        "def program():\n    run('call(2)', 'def f(): call(5)\\nf()')\n    f()\n"
+        "keep(record(program, only_in='cell.py', min_us=1e3))\n"
+    )
+    found = probed.ncalls()
+    assert found["leaf"] == 12
+    assert found["<module>"] == 2
+    assert not {"machinery", "run", "program", "cell"} & found.keys()
+
+
+def test_other_threads_are_recorded_whatever_one_waits_for(probed):
+    probed.run(
+        f"{CELLS}\nimport threading\n"
+        "def program():\n"
+        "    thread = threading.Thread(target=call, args=(9,))\n"
+        "    thread.start()\n    thread.join()\n    run('call(2)')\n"
+        "keep(record(program, only_in='cell.py'))\n"
+    )
+    assert probed.ncalls()["leaf"] == 11
+
+
+def test_the_bound_on_events_counts_from_that_code_on(probed):
+    probed.run(
+        f"{CELLS}\n"
+        "def program():\n    call(100)\n    run('call(2)')\n    call(100)\n"
+        "keep(record(program, only_in='cell.py', max_events=9))\n"
+    )
+    assert probed.ncalls() == {"<module>": 1, "call": 1, "leaf": 2}
+    assert probed.recording().info["calls_stopped"] is None
+
+
+def test_what_the_code_raises_ends_it_as_well(probed):
+    probed.run(
+        f"{CELLS}\n"
+        "def program():\n"
+        "    try:\n        run('call(2)', 'call(1); 1 / 0')\n"
+        "    except ZeroDivisionError:\n        call(7)\n"
+        "keep(record(program, only_in='cell.py'))\n"
+    )
+    assert probed.ncalls()["leaf"] == 3
+
+
+def test_a_coroutine_runs_to_its_end_with_what_runs_while_it_waits(probed):
+    probed.run(
+        f"{CELLS}\nimport ast, asyncio\n"
+        "async def task():\n    call(5)\n"
+        "code = cell('call(1)\\nawait asyncio.gather(asyncio.sleep(0.01), task())\\ncall(2)',\n"
+        "            ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)\n"
+        "async def shell():\n    machinery()\n    await eval(code, globals())\n    machinery()\n"
+        "def program():\n    asyncio.run(shell())\n"
+        "keep(record(program, only_in='cell.py'))\n"
+    )
+    found = probed.ncalls()
+    assert found["leaf"] == 8
+    assert found["task"] == 1
+    assert not {"machinery", "program"} & found.keys()
+
+
+def test_short_calls_of_foreign_threads_are_not_counted(probed):
+    probed.run(
+        "import threading\n"
+        "go, done = threading.Event(), threading.Event()\n"
+        "def foreign():\n    go.wait()\n    call(9)\n    done.set()\n"
+        "thread = threading.Thread(target=foreign)\nthread.start()\n"
+        "def program():\n    call(2)\n    go.set()\n    done.wait()\n"
+        "keep(record(program, min_us=1e3, foreign=(thread.native_id,)))\n"
+        "thread.join()\n"
+    )
+    assert probed.ncalls()["leaf"] == 2
+
+
+def test_a_backslash_in_a_glob_is_one(probed):
+    probed.run(
+        "spaces = {'call': call}\n"
+        "code = compile('def odd(): call(1)', 'a\\\\b.py', 'exec')\nexec(code, spaces)\n"
+        "keep(record(spaces['odd'], include=('a\\\\b.p?',)))\n"
+    )
+    assert names(probed) == {"odd"}
