@@ -134,9 +134,10 @@ def conform(
             "give a table with all the columns of a Recording"
         )
     try:
-        table = pd.DataFrame(
-            {x: _column(table[x], dtype) for x, dtype in columns.items()}, copy=False
-        )
+        if not _has_columns(table, columns):
+            table = pd.DataFrame(
+                {x: _column(table[x], dtype) for x, dtype in columns.items()}, copy=False
+            )
     except (TypeError, ValueError, OverflowError) as error:
         raise RecordingFormatError(
             f"the table {name!r} holds values that its columns can't have ({error}); "
@@ -144,8 +145,8 @@ def conform(
         ) from error
     keys = [table[x].to_numpy() for x in order]
     if not _is_sorted(keys):
-        table = table.take(np.lexsort(keys[::-1])).reset_index(drop=True)
-    return table
+        return table.take(np.lexsort(keys[::-1])).reset_index(drop=True)
+    return table.copy(deep=False)
 
 
 def conform_calls(table: pd.DataFrame) -> pd.DataFrame:
@@ -187,6 +188,20 @@ def check_format(about: Any, version: int) -> None:
         )
     if not isinstance(about.get("info"), dict):
         raise ValueError("its info is missing")  # noqa: TRY004  (a bad file, not a bad argument)
+
+
+def _has_columns(table: pd.DataFrame, columns: Mapping[str, str]) -> bool:
+    """Whether a table has these columns and dtypes already, as those of a recording do."""
+    if list(table.columns) != list(columns) or not table.index.equals(pd.RangeIndex(len(table))):
+        return False
+    for (_, values), dtype in zip(table.items(), columns.values(), strict=True):
+        array = values.array
+        if isinstance(array, pd.Categorical):
+            if dtype != "category" or not _is_canonical(array.codes, array.categories):
+                return False
+        elif dtype == "category" or array.dtype != dtype:
+            return False
+    return True
 
 
 def _not_nested() -> RecordingFormatError:

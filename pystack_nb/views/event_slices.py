@@ -35,13 +35,10 @@ class EventSlices:
         cell = recording.info.get("cell")
         is_cell = (events["kind"] == "mark") & (events["name"] == "cell")
         is_cell &= events["ts_ns"] == (cell.get("start_ns") if isinstance(cell, dict) else None)
-        calls = _as_calls(events[~is_cell])
-        tids, counts = np.unique(-calls["tid"].to_numpy(), return_counts=True)
+        self._events = events[~is_cell]
+        tids, counts = np.unique(self._events["tid"].to_numpy(), return_counts=True)
         self._size = dict(zip(tids.tolist(), counts.tolist(), strict=True))
         self._max_depth = max_depth
-        self._recording = Recording(
-            tables.empty(tables.SAMPLES), tables.empty(tables.FRAMES), calls=calls
-        )
         self._slices: CallSlices | None = None
 
     def among(self, shown: list[Thread], most: int) -> list[Thread]:
@@ -67,7 +64,12 @@ class EventSlices:
             rows.append(thread)
         rows += [self._row(tid) for tid in alone]
         drawn = [row for row in rows if row.unit == UNIT]
-        self._slices = CallSlices(self._recording, drawn, self._max_depth) if drawn else None
+        if drawn:
+            calls = _as_calls(self._events)
+            recording = Recording(
+                tables.empty(tables.SAMPLES), tables.empty(tables.FRAMES), calls=calls
+            )
+            self._slices = CallSlices(recording, drawn, self._max_depth)
         return rows
 
     def merge(self, start_ns: int, pixel_ns: float) -> list[pd.DataFrame]:

@@ -44,11 +44,15 @@ def calling_threads(recording: Recording) -> list[Thread]:
     calls = recording.calls
     names = {x.tid: x.name for x in threads(recording)}
     given = recording.info.get("thread_names") or {}
-    groups = calls.groupby("tid", sort=False)
-    table = groups.agg(pid=("pid", "first"), busy=("self_ns", "sum"), count=("pid", "size"))
+    tids, first, inverse, counts = np.unique(
+        calls["tid"].to_numpy(), return_index=True, return_inverse=True, return_counts=True
+    )
+    pids = calls["pid"].to_numpy()[first]
+    spent = np.zeros(len(tids), np.int64)
+    np.add.at(spent, inverse, calls["self_ns"].to_numpy())
     found: list[tuple[Any, Thread]] = []
     for tid, pid, busy, count in zip(
-        table.index.tolist(), *(table[x].tolist() for x in table), strict=True
+        tids.tolist(), pids.tolist(), spent.tolist(), counts.tolist(), strict=True
     ):
         name = str(given.get(str(tid)) or names.get(tid) or ("main" if tid == pid else "thread"))
         found.append(((tid != pid, -busy), Thread(tid, name, count, "call")))
