@@ -12,15 +12,28 @@ from pystack_nb import tables
 
 if TYPE_CHECKING:
     from pystack_nb.ragged import Ints
+    from pystack_nb.recording import Recording
 
 _KEY = ["function", "filename", "line_number"]
 _SUMS = ["ncalls", "counted", "samples", "total_ns", "self_ns", "sampled_ns", "sampled_self_ns"]
 
 
 def sum_up(
-    samples: pd.DataFrame, frames: pd.DataFrame, calls: pd.DataFrame, counts: pd.DataFrame
+    samples: pd.DataFrame,
+    frames: pd.DataFrame,
+    calls: pd.DataFrame,
+    counts: pd.DataFrame,
+    *,
+    sampled_times: bool = False,
 ) -> pd.DataFrame:
     """Sum the tables of a recording per function.
+
+    Parameters
+    ----------
+    samples, frames, calls, counts : pandas.DataFrame
+        As `Recording` has them.
+    sampled_times : bool, optional
+        Whether the times are those of samples for functions that have calls, too.
 
     Returns
     -------
@@ -33,13 +46,14 @@ def sum_up(
     groups = parts.assign(called=called).groupby(_KEY, sort=False, dropna=False)
     table = groups[[*_SUMS, "called"]].sum().reset_index()
     called = table["called"].to_numpy() > 0
+    exact_times = called & (not sampled_times)
     result = pd.DataFrame(
         {
             **{x: _categorical(table[x]) for x in ("function", "filename")},
             "line_number": table["line_number"].to_numpy(np.int32),
             "ncalls": table["ncalls"].astype("Int64").where(called),
-            "total_ns": np.where(called, table["total_ns"], table["sampled_ns"]),
-            "self_ns": np.where(called, table["self_ns"], table["sampled_self_ns"]),
+            "total_ns": np.where(exact_times, table["total_ns"], table["sampled_ns"]),
+            "self_ns": np.where(exact_times, table["self_ns"], table["sampled_self_ns"]),
             "samples": table["samples"].to_numpy(np.int64),
             "counted": table["counted"].astype("Int64").where(called),
         }
@@ -47,6 +61,18 @@ def sum_up(
     return result.sort_values(
         ["self_ns", "total_ns"], ascending=False, kind="stable", ignore_index=True
     )
+
+
+def times_are_sampled(recording: Recording) -> bool:
+    """Tell whether `Recording.functions` takes times from samples where there are calls, too.
+
+    The time of a demoted function, whose calls are only counted, is in that of its callers,
+    and where the recording of calls ended early, later ones have none: sums of calls then name
+    the wrong function, and samples don't.
+    """
+    info = recording.info
+    partial = bool(info.get("demoted") or info.get("calls_stopped"))
+    return partial and len(recording.samples) > 0
 
 
 def _of_samples(samples: pd.DataFrame, frames: pd.DataFrame) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from pystack_nb import tables
 from pystack_nb.errors import RecordingFormatError
-from pystack_nb.functions import sum_up
+from pystack_nb.functions import sum_up, times_are_sampled
 from pystack_nb.util import export_format
 
 
@@ -93,6 +93,11 @@ class Recording:
 
         Where calls were recorded, the times of a function are those of its calls, to which
         the ones are added that were only counted; recursion counts once in the total.
+        Where a function was demoted to counting (``info["demoted"]``), the time of its calls
+        is in that of its callers from then on, and where the recording of calls ended early
+        (``info["calls_stopped"]``), later ones have none.  So if there are samples, the times
+        of all functions are then those of the samples: CPU time, without waiting, and 0 for
+        what was called between two samples.  Without samples they stay those of calls.
 
         Every sample counts for the function that was executing and, once each, for the
         functions that called it.  Time in native and kernel code belongs to the Python
@@ -110,7 +115,13 @@ class Recording:
             ``counted``, how many of ``ncalls`` were only counted: their time, where it was
             measured, is in ``total_ns``, and it is in the ``self_ns`` of whoever called them.
         """
-        return sum_up(self.samples, self.frames, self.calls, self.counts)
+        return sum_up(
+            self.samples,
+            self.frames,
+            self.calls,
+            self.counts,
+            sampled_times=times_are_sampled(self),
+        )
 
     def to_traces(self) -> list[dict[str, Any]]:
         """List the samples as plain dictionaries.

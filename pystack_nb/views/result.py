@@ -49,6 +49,7 @@ def _functions(top: list[Top]) -> str:
     for x in top:
         ncalls = "" if x.ncalls is None else f"{x.ncalls:,}"
         calls = f'<td style="{NUMBER}">{ncalls}</td>' if called else ""
+        name = label(x.function, 60) + x.mark
         swatch = colour(x.kind, x.function, x.filename)
         where = f"{x.filename}:{x.line_number}" if x.line_number else x.filename
         rows.append(
@@ -58,7 +59,7 @@ def _functions(top: list[Top]) -> str:
             f'<td style="{NUMBER}">{x.total_share:.1%}</td>'
             f"{calls}"
             f'<td style="{NAME}"><span style="display:inline-block;width:9px;height:9px;'
-            f'margin-right:6px;background:{swatch}"></span>{markup(label(x.function, 60))}</td>'
+            f'margin-right:6px;background:{swatch}"></span>{markup(name)}</td>'
             f'<td style="{NAME};opacity:.8" title="{markup(where)}">'
             f"{markup(shorten(place(x.filename, x.line_number), 60))}</td></tr>"
         )

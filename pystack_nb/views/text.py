@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from pystack_nb import tables
+from pystack_nb.functions import times_are_sampled
 from pystack_nb.views.lanes import lanes
 from pystack_nb.views.timeline import extent
 from pystack_nb.views.wording import duration, label, many, place, shorten, visible
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 FUNCTIONS = 10
 DEMOTED = 5
+MARK = "*"  # of a function whose time stands at its callers
 KEYS = "123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -89,6 +91,11 @@ def warnings(recording: Recording) -> list[str]:
         )
     found += [str(note) for note in info.get("notes") or ()]
     found += _demoted(recording)
+    if times_are_sampled(recording):
+        found.append(
+            "The times of functions are of samples (CPU time, without waiting): "
+            "the exact ones are known of a part of the calls only."
+        )
     if not len(recording.samples) and not len(recording.calls):
         found.append(_nothing(info))
     return found
@@ -106,9 +113,10 @@ def _demoted(recording: Recording) -> list[str]:
         for x in most[:DEMOTED]
     ]
     more = [f"and {len(most) - DEMOTED} more"] if len(most) > DEMOTED else []
-    return [
-        f"Counted and not shown one by one, to keep the cost down: {'; '.join([*told, *more])}."
-    ]
+    text = f"Counted and not shown one by one, to keep the cost down: {'; '.join([*told, *more])}."
+    if not times_are_sampled(recording):
+        text += f" What they took since then stands at their callers; they are marked {MARK} below."
+    return [text]
 
 
 def _nothing(info: dict[str, Any]) -> str:
@@ -135,14 +143,19 @@ class Top(NamedTuple):
     total_ns: int
     self_share: float
     total_share: float
+    mark: str = ""
 
 
 def top_functions(recording: Recording) -> list[Top]:
     """Take the functions with the most time of their own, from `Recording.functions`."""
     every = recording.functions()
     whole = max(int(every["self_ns"].sum()), 1)
+    if times_are_sampled(recording):
+        every = every[every["total_ns"] > 0]  # that of the others is not known
     table = every.head(FUNCTIONS)
     kinds = _kinds(recording, table)
+    demoted = [] if times_are_sampled(recording) else recording.info.get("demoted") or []
+    marked = {(x["function"], x["filename"], x["line_number"]) for x in demoted}
     columns = ("function", "filename", "line_number", "ncalls", "self_ns", "total_ns")
     return [
         Top(
@@ -155,6 +168,7 @@ def top_functions(recording: Recording) -> list[Top]:
             total,
             own / whole,
             total / whole,
+            MARK if (function, filename, line) in marked else "",
         )
         for function, filename, line, ncalls, own, total in zip(
             *(table[x].tolist() for x in columns), strict=True
@@ -190,7 +204,7 @@ def _table(top: list[Top]) -> list[str]:
         lines.append(
             f"  {key}  {duration(x.self_ns):>8} {x.self_share:>4.0%}"
             f" {duration(x.total_ns):>8} {x.total_share:>4.0%}{f'{ncalls:>12}' if called else ''}"
-            f"  {label(x.function, room):<{room}}"
+            f"  {label(x.function, room - len(x.mark)) + x.mark:<{room}}"
             f"  {shorten(place(x.filename, x.line_number), place_room)}"
         )
     return lines

@@ -149,10 +149,17 @@ def layout(
 
 
 def all_threads(recording: Recording) -> list[Thread]:
-    """List the threads that have calls, and then those that have samples alone."""
+    """List the threads that have calls, and then those that have samples alone.
+
+    Where the recording of calls ended early, samples say more: those that have some stand
+    first, as threads with samples.
+    """
     calling = calling_threads(recording) if len(recording.calls) else []
-    tids = {thread.tid for thread in calling}
-    return calling + [thread for thread in threads(recording) if thread.tid not in tids]
+    first, then = calling, threads(recording)
+    if recording.info.get("calls_stopped"):
+        first, then = then, first
+    tids = {thread.tid for thread in first}
+    return first + [thread for thread in then if thread.tid not in tids]
 
 
 def _sampled(recording: Recording, tids: list[int], columns: int, max_depth: int) -> pd.DataFrame:

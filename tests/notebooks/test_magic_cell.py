@@ -132,6 +132,18 @@ def test_a_cell_over_its_budget_says_which_calls_it_only_counted(kernel):
     assert "later calls were not recorded" in display["text/plain"]
 
 
+def test_what_a_budget_hides_of_calls_is_told_by_samples(kernel):
+    # GIVEN a function that takes the time, and whose calls are too many to be recorded
+    code = (
+        "def tiny(x): return x\ndef work(n): return sum(tiny(x) for x in range(n))\nwork(3_000_000)"
+    )
+    (display,) = kernel.run(f"%%pystack\n{code}").displays
+    # THEN it is not its caller that the table names
+    assert "times of functions are of samples" in display["text/plain"]
+    found = kernel.evaluate("pystack_nb.last().functions()['function'].tolist()")
+    assert found[0] == "work.<locals>.<genexpr>"
+
+
 def test_lines_are_those_of_the_cell_as_it_was_written(kernel):
     kernel.run("%%pystack -o rec\n\n# a comment\nspin(0.2)")
     kernel.run("_r = rec.stacks; _r = _r[_r['function'] == '<module>']", silent=True)

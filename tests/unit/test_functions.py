@@ -114,6 +114,47 @@ def test_samples_stand_beside_calls_and_make_the_times_of_what_was_not_called():
     assert pd.isna(found["other"][4])
 
 
+def demoted_recording(*spooled):
+    """`work` calls `tiny`, most calls of which were only counted; and what samples say."""
+    spool = spools.spool(
+        spools.client(),
+        *spools.code(1, "work", "a.py", 1, spools.lines(0)),
+        *spools.code(2, "tiny", "a.py", 1, spools.lines(0)),
+        *spooled,
+    )
+    samples, frames, *_ = decode(spool)
+    calls = calls_of((0, 100, 90, -1, "work"), (10, 10, 10, 0, "tiny"))
+    rec = of(calls, counts_of(("tiny", 5, 0)), samples, frames)
+    rec.info["demoted"] = [
+        {"function": "tiny", "filename": "a.py", "line_number": 1, "since_ns": 20, "counted": 5}
+    ]
+    return rec
+
+
+def test_where_functions_were_demoted_the_times_are_those_of_samples():
+    # GIVEN calls whose time says "work", since those of "tiny" were only counted, and samples
+    in_tiny = [(2, 0), (1, 0)]
+    rec = demoted_recording(
+        spools.sample(1, in_tiny), spools.sample(2, in_tiny), spools.sample(3, [(1, 0)])
+    )
+    # THEN the samples say what took the time, and the calls how many there were
+    assert sums(rec) == {
+        "tiny": (6, 2_000_000, 2_000_000, 2, 5),
+        "work": (1, 3_000_000, 1_000_000, 3, 0),
+    }
+    assert rec.functions()["function"].tolist() == ["tiny", "work"]
+
+
+def test_where_the_recording_of_calls_ended_early_the_times_are_those_of_samples():
+    rec = demoted_recording(spools.sample(1, [(2, 0), (1, 0)]))
+    rec.info.update(demoted=[], calls_stopped="max-events")
+    assert sums(rec)["tiny"] == (6, 1_000_000, 1_000_000, 1, 5)
+
+
+def test_where_functions_were_demoted_and_nothing_sampled_the_times_are_those_of_calls():
+    assert sums(demoted_recording()) == {"work": (1, 100, 90, 0, 0), "tiny": (6, 10, 10, 0, 5)}
+
+
 def test_the_most_expensive_function_comes_first():
     rec = of(calls_of((0, 9, 1, -1, "f"), (1, 8, 8, 0, "g"), (20, 5, 5, -1, "h")))
     assert rec.functions()["function"].tolist() == ["g", "h", "f"]

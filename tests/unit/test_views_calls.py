@@ -18,7 +18,7 @@ from pystack_nb.recording import Recording
 from pystack_nb.views.call_slices import CallSlices
 from pystack_nb.views.result import mimebundle
 from pystack_nb.views.svg import timeline_svg
-from pystack_nb.views.text import facts, summary, warnings
+from pystack_nb.views.text import facts, summary, top_functions, warnings
 from pystack_nb.views.threads import Thread, calling_threads
 from pystack_nb.views.timeline import layout
 
@@ -219,9 +219,50 @@ def test_reduced_modes_are_said_in_words():
     assert len(found) == 2
     assert "source inprocess" in found[0]
     assert "leaf (src/cell.py:2) 1,200,000 calls from 20.0 ms on; " in found[1]
-    assert found[1].endswith("; and 3 more.")
+    assert "; and 3 more. What they took since then stands at their callers" in found[1]
     for view in mimebundle(recording).values():
         assert "1,200,000 calls from 20.0 ms on" in view
+
+
+def test_demoted_functions_are_marked_where_only_calls_say_what_they_took():
+    demoted = [LEAF | {"since_ns": START_NS, "until_ns": None, "counted": 9}]
+    work = call("main", 0, 90, call("leaf", 10, 20))
+    recording = recording_of({PID: [work]}, demoted=demoted)
+    recording.info["demoted"][0] |= {"line_number": 1}  # as calls have it here
+    assert [x.mark for x in top_functions(recording)] == ["", "*"]
+    assert re.search(r"10 ns +11% +10 ns +11% +1  leaf\* ", summary(recording))
+    assert "leaf*" in mimebundle(recording)["text/html"]
+
+
+def test_demoted_functions_are_ranked_by_samples_and_the_reader_is_told():
+    # GIVEN calls that say "main", and samples that say "leaf"
+    demoted = [LEAF | {"since_ns": START_NS, "until_ns": None, "counted": 9}]
+    stacks = [["main", "leaf"]] * 3 + [["main"]]
+    samples = [(n, PID, stack) for n, stack in enumerate(stacks)]
+    calls = {PID: [call("main", 0, 90, call("leaf", 10, 20), call("other", 30, 31))]}
+    recording = recording_of(calls, samples=samples, demoted=demoted, counted=9)
+    # THEN the table is the samples', without what they don't know, and says so
+    assert [(x.function, x.self_share, x.mark) for x in top_functions(recording)] == [
+        ("leaf", 0.75, ""),
+        ("main", 0.25, ""),
+    ]
+    for view in mimebundle(recording).values():
+        assert "times of functions are of samples" in view
+
+
+def test_threads_whose_calls_ended_early_are_drawn_by_their_samples():
+    # GIVEN calls that were recorded for the first of four periods only
+    samples = [(n, PID, ["main"]) for n in range(4)]
+    calls = {PID: [call("main", 0, PERIOD_NS)], 102: [call("run", 0, 9)]}
+    recording = recording_of(calls, samples=samples, calls_stopped="budget")
+    # THEN what came later is shown
+    assert [(x.tid, x.unit) for x in layout(recording).rows] == [(PID, "sample"), (102, "call")]
+    of_main = drawn(layout(recording).slices)[-1]
+    assert (*of_main[:4], of_main[5]) == (PID, 0, "main", 0, 4)
+    assert of_main[4] >= 4 * PERIOD_NS
+    # but where nothing was sampled
+    alone = recording_of(calls, calls_stopped="budget")
+    assert [x.unit for x in layout(alone).rows] == ["call", "call"]
 
 
 def test_a_cell_too_short_for_samples_is_shown_by_its_calls():
