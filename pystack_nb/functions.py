@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,10 @@ from pystack_nb import tables
 
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
     from pystack_nb.ragged import Ints
     from pystack_nb.recording import Recording
 
@@ -40,27 +45,66 @@ def sum_up(
     pandas.DataFrame
         As `Recording.functions` tells.
     """
-    exact = pd.concat([_of_calls(calls), _of_counts(counts)], ignore_index=True)
-    parts = pd.concat([_of_samples(samples, frames), exact], ignore_index=True)
-    called = np.repeat([0, 1], [len(parts) - len(exact), len(exact)])
-    groups = parts.assign(called=called).groupby(_KEY, sort=False, dropna=False)
-    table = groups[[*_SUMS, "called"]].sum().reset_index()
-    called = table["called"].to_numpy() > 0
+    of_samples = _of_samples(samples, frames)
+    parts = [of_samples]
+    parts += [_of_calls(calls)] if len(calls) else []
+    parts += [_of_counts(counts)] if len(counts) else []
+    names = {x: np.concatenate([part.names[x] for part in parts]) for x in _KEY}
+    group, first = _grouped(names.values())
+
+    def total(column: str) -> Ints:
+        sums = np.zeros(len(first), np.int64)
+        at = 0
+        for part in parts:
+            if column in part.sums:
+                np.add.at(sums, group[at : at + len(part)], part.sums[column])
+            at += len(part)
+        return sums
+
+    called = np.zeros(len(first), bool)
+    called[group[len(of_samples) :]] = True
+    sums = {column: total(column) for column in _SUMS}
     exact_times = called & (not sampled_times)
     result = pd.DataFrame(
         {
-            **{x: _categorical(table[x]) for x in ("function", "filename")},
-            "line_number": table["line_number"].to_numpy(np.int32),
-            "ncalls": table["ncalls"].astype("Int64").where(called),
-            "total_ns": np.where(exact_times, table["total_ns"], table["sampled_ns"]),
-            "self_ns": np.where(exact_times, table["self_ns"], table["sampled_self_ns"]),
-            "samples": table["samples"].to_numpy(np.int64),
-            "counted": table["counted"].astype("Int64").where(called),
+            **{x: _categorical(names[x][first]) for x in ("function", "filename")},
+            "line_number": names["line_number"][first].astype(np.int32),
+            "ncalls": pd.arrays.IntegerArray(sums["ncalls"], ~called),
+            "total_ns": np.where(exact_times, sums["total_ns"], sums["sampled_ns"]),
+            "self_ns": np.where(exact_times, sums["self_ns"], sums["sampled_self_ns"]),
+            "samples": sums["samples"],
+            "counted": pd.arrays.IntegerArray(sums["counted"], ~called),
         }
     )
     return result.sort_values(
         ["self_ns", "total_ns"], ascending=False, kind="stable", ignore_index=True
     )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Functions by their names, and what is known of each; a column that is not there is 0."""
+
+    names: dict[str, NDArray[Any]]
+    sums: dict[str, Ints]
+
+    @classmethod
+    def of(cls, named: pd.DataFrame, **sums: Ints) -> _Part:
+        texts = {x: np.asarray(named[x], dtype=object) for x in ("function", "filename")}
+        return cls(texts | {"line_number": named["line_number"].to_numpy(np.int64)}, sums)
+
+    def __len__(self) -> int:
+        return len(self.names["line_number"])
+
+
+def _grouped(keys: Iterable[NDArray[Any]]) -> tuple[Ints, Ints]:
+    """Give the distinct rows of keys a number each, in order, and tell the first row of each."""
+    group: Ints = np.zeros(0, np.int64)
+    for number, key in enumerate(keys):
+        codes = pd.factorize(key)[0].astype(np.int64) + 1  # 0: missing, which is one of its own
+        group = pd.factorize(group * (len(key) + 1) + codes)[0] if number else codes
+    first = np.flatnonzero(~pd.Series(group).duplicated().to_numpy())
+    return pd.factorize(group)[0].astype(np.int64), first
 
 
 def times_are_sampled(recording: Recording) -> bool:
@@ -75,7 +119,7 @@ def times_are_sampled(recording: Recording) -> bool:
     return partial and len(recording.samples) > 0
 
 
-def _of_samples(samples: pd.DataFrame, frames: pd.DataFrame) -> pd.DataFrame:
+def _of_samples(samples: pd.DataFrame, frames: pd.DataFrame) -> _Part:
     groups = samples.groupby("stack_id", sort=False)
     weights, hits = groups["weight_ns"].sum(), groups.size()
     python = (frames["kind"] == "python").to_numpy()
@@ -97,7 +141,7 @@ def _of_samples(samples: pd.DataFrame, frames: pd.DataFrame) -> pd.DataFrame:
         return sums
 
     named = frames.iloc[np.flatnonzero(~keys.duplicated().to_numpy())]
-    return _part(
+    return _Part.of(
         named.rename(columns={"line_number": "line", "first_line": "line_number"}),
         sampled_ns=total(weights, once),
         sampled_self_ns=total(weights, innermost),
@@ -105,7 +149,7 @@ def _of_samples(samples: pd.DataFrame, frames: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _of_calls(calls: pd.DataFrame) -> pd.DataFrame:
+def _of_calls(calls: pd.DataFrame) -> _Part:
     from pystack_nb.pairing import sum_up  # noqa: PLC0415  (compiled: only when there are calls)
 
     function, filename = calls["function"].cat, calls["filename"].cat
@@ -126,18 +170,12 @@ def _of_calls(calls: pd.DataFrame) -> pd.DataFrame:
         self_ns=calls["self_ns"].to_numpy(),
         counted=(calls["kind"] != tables.CONTINUED).to_numpy(),
     )
-    return _part(calls.iloc[first], **sums._asdict())
+    return _Part.of(calls.iloc[first], **sums._asdict())
 
 
-def _of_counts(counts: pd.DataFrame) -> pd.DataFrame:
+def _of_counts(counts: pd.DataFrame) -> _Part:
     ncalls, total_ns = (counts[x].to_numpy() for x in ("ncalls", "total_ns"))
-    return _part(counts, ncalls=ncalls, counted=ncalls, total_ns=total_ns)
-
-
-def _part(named: pd.DataFrame, **sums: Ints) -> pd.DataFrame:
-    part = named[_KEY].astype({"function": "object", "filename": "object"})
-    zeros = dict.fromkeys(_SUMS, np.zeros(len(named), np.int64))
-    return part.assign(**(zeros | sums))
+    return _Part.of(counts, ncalls=ncalls, counted=ncalls, total_ns=total_ns)
 
 
 def _by_thread(calls: pd.DataFrame) -> Ints:
@@ -147,6 +185,6 @@ def _by_thread(calls: pd.DataFrame) -> Ints:
     return np.argsort(tid, kind="stable")
 
 
-def _categorical(texts: pd.Series) -> pd.Categorical:
+def _categorical(texts: NDArray[Any]) -> pd.Categorical:
     codes, names = pd.factorize(texts)
     return tables.categorical(codes, names)
