@@ -9,7 +9,7 @@ import pandas as pd
 from pystack_nb import tables
 from pystack_nb.functions import times_are_sampled
 from pystack_nb.views.lanes import lanes
-from pystack_nb.views.timeline import extent
+from pystack_nb.views.pauses import extent
 from pystack_nb.views.wording import duration, label, many, place, shorten, visible
 
 
