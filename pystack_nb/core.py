@@ -368,7 +368,9 @@ def recover(*, keep: bool = True) -> list[Recording]:
     Returns
     -------
     list of Recording
-        Oldest first; ``info["spool"]`` is the file's path.
+        Oldest first; ``info["spool"]`` is the file's path, ``info["spool_pid"]`` the process
+        that recorded, and ``info["spool_written_ns"]`` when the file was last written to, ns
+        since 1970.  Each one's ``repr`` tells the last two.
 
     Raises
     ------
@@ -378,6 +380,7 @@ def recover(*, keep: bool = True) -> list[Recording]:
     recordings = []
     for path in leftovers():
         try:
+            written_ns = path.stat().st_mtime_ns
             recording = PyStackProfiler.parse_stack_data(_with_rest(path))
         except FileNotFoundError:
             continue  # someone else has removed it since
@@ -388,6 +391,8 @@ def recover(*, keep: bool = True) -> list[Recording]:
             )
             continue
         recording.info["spool"] = str(path)
+        recording.info["spool_pid"] = int(path.name.partition("-")[0])
+        recording.info["spool_written_ns"] = written_ns
         recordings.append(recording)
         if not keep:
             remove(path)

@@ -86,7 +86,9 @@ def extent(recording: Recording) -> tuple[int, int]:
     info = recording.info
     bounds = [int(x) for x in (info.get("start_ns"), info.get("end_ns")) if x]
     if len(ts):
-        bounds += [int(ts.iloc[0]), int(ts.iloc[-1]) + period_ns(recording)]
+        # A sample stands for a period, but nothing lasts longer than the recording.
+        period = 0 if info.get("end_ns") else period_ns(recording)
+        bounds += [int(ts.iloc[0]), int(ts.iloc[-1]) + period]
     calls = recording.calls
     if len(calls):
         bounds += [int(calls["ts_ns"].iloc[0]), int((calls["ts_ns"] + calls["dur_ns"]).max())]

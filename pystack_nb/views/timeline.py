@@ -235,6 +235,7 @@ def slices(
 
     ends = ts + period
     ends[:-1] = np.where(joins[1:-1], ts[1:], ends[:-1])
+    ends = np.minimum(ends, end_ns)
     before = np.concatenate([[0], np.cumsum(count)])
     function = stacks.matrix[stack[opened], level]
     named = frames.iloc[_first_rows(functions)]
