@@ -368,9 +368,8 @@ def recover(*, keep: bool = True) -> list[Recording]:
     Returns
     -------
     list of Recording
-        Oldest first; ``info["spool"]`` is the file's path, ``info["spool_pid"]`` the process
-        that recorded, and ``info["spool_written_ns"]`` when the file was last written to, ns
-        since 1970.  Each one's ``repr`` tells the last two.
+        Oldest first.  ``info`` has the file as ``spool``, and, as the ``repr`` tells, who wrote
+        it, ``spool_pid``, and until when, ``spool_written_ns`` (since 1970).
 
     Raises
     ------
@@ -385,14 +384,11 @@ def recover(*, keep: bool = True) -> list[Recording]:
         except FileNotFoundError:
             continue  # someone else has removed it since
         except (RecordingFormatError, OSError) as error:
-            warnings.warn(
-                f"{path} is left out ({error}): remove it if you do not need it.",
-                stacklevel=3,  # whoever called what makes this quiet
-            )
+            text = f"{path} is left out ({error}): remove it if you do not need it."
+            warnings.warn(text, stacklevel=3)  # whoever called what makes this quiet
             continue
-        recording.info["spool"] = str(path)
-        recording.info["spool_pid"] = int(path.name.partition("-")[0])
-        recording.info["spool_written_ns"] = written_ns
+        pid = int(path.name.partition("-")[0])
+        recording.info |= {"spool": str(path), "spool_pid": pid, "spool_written_ns": written_ns}
         recordings.append(recording)
         if not keep:
             remove(path)
