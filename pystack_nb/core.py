@@ -368,7 +368,8 @@ def recover(*, keep: bool = True) -> list[Recording]:
     Returns
     -------
     list of Recording
-        Oldest first; ``info["spool"]`` is the file's path.
+        Oldest first.  ``info`` has the file as ``spool``, and, as the ``repr`` tells, who wrote
+        it, ``spool_pid``, and until when, ``spool_written_ns`` (since 1970).
 
     Raises
     ------
@@ -378,16 +379,16 @@ def recover(*, keep: bool = True) -> list[Recording]:
     recordings = []
     for path in leftovers():
         try:
+            written_ns = path.stat().st_mtime_ns
             recording = PyStackProfiler.parse_stack_data(_with_rest(path))
         except FileNotFoundError:
             continue  # someone else has removed it since
         except (RecordingFormatError, OSError) as error:
-            warnings.warn(
-                f"{path} is left out ({error}): remove it if you do not need it.",
-                stacklevel=3,  # whoever called what makes this quiet
-            )
+            text = f"{path} is left out ({error}): remove it if you do not need it."
+            warnings.warn(text, stacklevel=3)  # whoever called what makes this quiet
             continue
-        recording.info["spool"] = str(path)
+        pid = int(path.name.partition("-")[0])
+        recording.info |= {"spool": str(path), "spool_pid": pid, "spool_written_ns": written_ns}
         recordings.append(recording)
         if not keep:
             remove(path)

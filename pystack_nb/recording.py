@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +13,13 @@ import numpy as np
 import pandas as pd
 
 from pystack_nb import tables
+from pystack_nb.conversion import refuse_trace
 from pystack_nb.errors import RecordingFormatError
 from pystack_nb.functions import sum_up, times_are_sampled
 from pystack_nb.util import export_format
 
 
 if TYPE_CHECKING:
-    import os
-
     from matplotlib.figure import Figure
 
 
@@ -231,9 +233,18 @@ class Recording:
         over = f" over {wall / 1e9:.3f} s" if isinstance(wall, int) else ""
         calls = f"{len(self.calls)} calls and " if len(self.calls) else ""
         return (
-            f"<Recording: {calls}{len(self.samples)} samples of {threads} threads{over}, "
-            f"{self.info.get('lost', 0)} lost>"
+            f"<Recording{_origin(self.info)}: {calls}{len(self.samples)} samples of "
+            f"{threads} threads{over}, {self.info.get('lost', 0)} lost>"
         )
+
+
+def _origin(info: Mapping[str, Any]) -> str:
+    """Say which process recorded, and when, in local time, where a recording was recovered."""
+    pid, written_ns = info.get("spool_pid"), info.get("spool_written_ns")
+    if pid is None or written_ns is None:
+        return ""
+    written = datetime.fromtimestamp(written_ns / 1e9).astimezone()
+    return f" by process {pid} until {written:%Y-%m-%d %H:%M:%S}"
 
 
 def load(path: str | os.PathLike[str]) -> Recording:
@@ -252,11 +263,12 @@ def load(path: str | os.PathLike[str]) -> Recording:
     Raises
     ------
     RecordingFormatError
-        If there is no recording at `path`, or only a part of one.
+        If there is no recording at `path`, or only a part of one, or a Perfetto trace.
     """
     from pathlib import Path  # noqa: PLC0415  (kept beside its only use)
 
     source = Path(path)
+    refuse_trace(os.fspath(source))
     if source.is_dir():
         from pystack_nb.storage import load_folder  # noqa: PLC0415  (pyarrow: only when used)
 

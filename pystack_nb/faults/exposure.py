@@ -107,6 +107,11 @@ def exposure(
 
     Notes
     -----
+    Seconds are those of the recorded forwards, in which the spans themselves cost some
+    microseconds a layer, and recorded calls more: record with ``mode="sample"``, and where
+    layers take microseconds, read shares rather than seconds.  The mean follows a forward that
+    something else held up, which ``bit_seconds_sd`` shows; `runs` leaves such ones out.
+
     An output that is written within a container, between its layers, counts from the end of that
     stretch between layers on.  Outputs that no layer gives, such as a sum that is the argument
     of the next layer, are not modelled; nor is what gradients keep.

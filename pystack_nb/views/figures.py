@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from pystack_nb.errors import OptionError
-from pystack_nb.views.svg import hidden
+from pystack_nb.views.svg import PALE, hidden, legend
 from pystack_nb.views.text import facts
 from pystack_nb.views.timeline import Timeline, layout
 from pystack_nb.views.wording import colour, label
@@ -84,7 +84,7 @@ def plot_timeline(
         ax.text(0.5, 0.5, "nothing recorded", transform=ax.transAxes, ha="center", va="center")
     _name_rows(ax, timeline)
     _draw_slices(ax, timeline, unit)
-    if notes := hidden(timeline):
+    if notes := " · ".join(x for x in (legend(timeline), hidden(timeline)) if x):
         ax.annotate(notes, (1, 0), xycoords="axes fraction", ha="right", va="bottom", fontsize=FONT)
     return _figure(ax)
 
@@ -113,6 +113,20 @@ def _draw_slices(ax: Axes, timeline: Timeline, unit: float) -> None:
         PatchCollection(boxes, facecolors=[colour(*x) for x in names], linewidths=0),
         autolim=False,
     )
+    pauses = timeline.pauses
+    pale = [
+        Rectangle((x, y), w, 0.94)
+        for x, y, w in zip(
+            ((pauses["ts_ns"] - timeline.start_ns) / unit).tolist(),
+            (pauses["level"] + pauses["tid"].map(gaps)).tolist(),
+            (pauses["dur_ns"] / unit).tolist(),
+            strict=True,
+        )
+    ]
+    if pale:
+        ax.add_collection(
+            PatchCollection(pale, facecolors="white", alpha=PALE, linewidths=0), autolim=False
+        )
     inches = _figure(ax).get_figwidth() * ax.get_position().width
     characters = inches * 72 / (FONT * CHAR) / ax.get_xlim()[1]
     for x, y, w, (_, function, _) in zip(left, top, width, names, strict=True):

@@ -8,7 +8,15 @@ import numpy as np
 import pandas as pd
 
 from pystack_nb.views.call_slices import CallSlices
-from pystack_nb.views.timeline import GAP_PERIODS, all_threads, extent, period_ns, spread
+from pystack_nb.views.pauses import (
+    GAP_PERIODS,
+    extent,
+    not_running,
+    period_ns,
+    spread,
+    tells_pauses,
+)
+from pystack_nb.views.timeline import all_threads
 from pystack_nb.views.wording import duration, label, many
 
 
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
 THREADS = 8
 COLUMNS = 72
 OTHER = "·"
+PAUSE = "-"
 MAX_DEPTH = 100
 FINER = 8  # parts of a column that calls are told apart in
 
@@ -56,12 +65,40 @@ def lanes(recording: Recording, keys: Mapping[Name, str]) -> list[str]:
         of_thread = _of_samples if thread.unit == "sample" else _of_calls
         stretches = of_thread(recording, thread)
         cells = "".join(_cells(stretches, start_ns, end_ns, keys))
+        if thread.unit == "call":
+            paused = _paused(*not_running(recording, thread.tid), start_ns, end_ns)
+            cells = "".join(
+                PAUSE if pause and cell != " " else cell
+                for cell, pause in zip(cells, paused, strict=True)
+            )
         lines.append(f"  {label(thread.name, 15):<15} |{cells}|")
     if (more := len(every) - THREADS) > 0:
         lines.append(f"  and {many(more, 'less busy thread')}")
     lines.append(f"  {'':<15}  0{duration(end_ns - start_ns):>{COLUMNS - 1}}")
-    lines.append(f"  {OTHER} another function   blank: not running")
+    lines.append(f"  {OTHER} another function   {_legend(recording, every[:THREADS])}")
     return lines
+
+
+def _legend(recording: Recording, shown: list[Thread]) -> str:
+    if all(thread.unit == "sample" for thread in shown):
+        return "blank: not running"
+    if tells_pauses(recording):
+        return f"{PAUSE} in a call, and not running   blank: not running"
+    return "blank: in no call   a call that waits is drawn as if it ran"
+
+
+def _paused(begin: Ints, end: Ints, start_ns: int, end_ns: int) -> list[bool]:
+    """Tell of which columns a thread did not run for the larger part."""
+    edges = np.linspace(start_ns, end_ns, COLUMNS + 1)
+    # How long it had not run up to each moment; that grows within pauses alone.
+    moments = np.ravel(np.column_stack([begin, end]))
+    before = np.cumsum(np.append(0, end - begin))
+    so_far = np.ravel(np.column_stack([before[:-1], before[1:]]))
+    if not len(begin):
+        return [False] * COLUMNS
+    part = np.diff(np.interp(edges, moments, so_far))
+    paused: list[bool] = (part > (end_ns - start_ns) / COLUMNS / 2).tolist()
+    return paused
 
 
 def _cells(

@@ -27,6 +27,7 @@ AXIS = 22
 LEVEL = 15
 ROW_GAP = 8
 CHAR = 7.0  # widest that a label's character is on average
+PALE = 0.6  # of white over what did not run
 MOST_BYTES = 300_000
 MOST_SLICES = 1500
 
@@ -73,10 +74,15 @@ def _draw(timeline: Timeline) -> str:
             f"{row.thread if row.levels > 1 else ''}</text></g>"
         )
     parts += _slices(timeline)
-    if notes := hidden(timeline):
+    if notes := " · ".join(x for x in (legend(timeline), hidden(timeline)) if x):
         parts.append(f'<text x="{NAMES}" y="{height + 12}" opacity=".7">{markup(notes)}</text>')
     parts.append("</svg>")
     return "".join(parts)
+
+
+def legend(timeline: Timeline) -> str:
+    """Say what the pale parts of a picture are; "" where it has none."""
+    return "pale: the thread was not running" if len(timeline.pauses) else ""
 
 
 def hidden(timeline: Timeline) -> str:
@@ -113,7 +119,7 @@ def _slices(timeline: Timeline) -> list[str]:
         *(table[x] for x in ("kind", "function", "filename", "line_number", "dur_ns", "count")),
         table["unit"],
     )
-    parts = []
+    parts, texts = [], []
     for x, width, y, kind, function, filename, line, dur_ns, count, unit in zip(
         *(column.tolist() for column in columns), strict=True
     ):
@@ -123,12 +129,34 @@ def _slices(timeline: Timeline) -> list[str]:
         )
         text = label(function, (width - 5) / CHAR)
         if text:
-            text = f'<text x="{x + 3:.1f}" y="{y + 11}" fill="#111">{markup(text)}</text>'
+            texts.append(f'<text x="{x + 3:.1f}" y="{y + 11}">{markup(text)}</text>')
         parts.append(
             f'<g><title>{markup(tip)}</title><rect x="{x:.1f}" y="{y}" width="{width:.1f}" '
-            f'height="{LEVEL - 1}" fill="{colour(kind, function, filename)}"/>{text}</g>'
+            f'height="{LEVEL - 1}" fill="{colour(kind, function, filename)}"/></g>'
         )
-    return parts
+    # Nothing here is in the way of the tooltips.
+    return [
+        *parts,
+        '<g pointer-events="none" fill="#111">',
+        *_pauses(timeline, gaps),
+        *texts,
+        "</g>",
+    ]
+
+
+def _pauses(timeline: Timeline, gaps: dict[int, int]) -> list[str]:
+    table = timeline.pauses
+    scale = PLOT / (timeline.end_ns - timeline.start_ns)
+    columns = (
+        NAMES + (table["ts_ns"] - timeline.start_ns) * scale,
+        table["dur_ns"] * scale,
+        AXIS + table["level"] * LEVEL + table["tid"].map(gaps),
+    )
+    return [
+        f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{LEVEL - 1}" fill="#fff" '
+        f'fill-opacity="{PALE}"/>'
+        for x, width, y in zip(*(column.tolist() for column in columns), strict=True)
+    ]
 
 
 def _content(count: int, unit: str) -> str:

@@ -9,7 +9,7 @@ import pandas as pd
 from pystack_nb import tables
 from pystack_nb.functions import times_are_sampled
 from pystack_nb.views.lanes import lanes
-from pystack_nb.views.timeline import extent
+from pystack_nb.views.pauses import extent
 from pystack_nb.views.wording import duration, label, many, place, shorten, visible
 
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FUNCTIONS = 10
 DEMOTED = 5
+FEWEST = 20  # samples that were to be expected, for the rate to mean something
 MARK = "*"  # of a function whose time stands at its callers
 KEYS = "123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -66,7 +67,8 @@ def facts(recording: Recording) -> str:
     asked, reached = hz.get("asked"), hz.get("reached")
     if asked and ("sample" in modes or len(samples)):
         # A timer that a virtual machine delays makes up for it: more than asked is no merit.
-        short = reached and round(reached) < asked
+        # Nor do a few samples tell a rate.
+        short = reached and round(reached) < asked and len(samples) * asked / reached >= FEWEST
         parts.append(f"{reached:,.0f} of {asked:,g} Hz reached" if short else f"{asked:,g} Hz")
     parts += [
         f"{info[what]:,} {what}{_causes(info.get(f'{what}_by_cause'))}"

@@ -1,9 +1,9 @@
 """Where everything stands on a timeline: threads as rows, time across, stack depth inside a row.
 
-Calls are slices as they are; of threads that have none, samples become slices: as long as
-consecutive samples of a thread have the same outermost frames, these frames are drawn as one
-stretch.  What the process told of itself, marks and layers, has rows of its own.  Nothing here
-draws.
+Calls are slices as they are, with what is known of when they waited; of threads that have
+none, samples become slices: as long as consecutive samples of a thread have the same outermost
+frames, these frames are drawn as one stretch.  What the process told of itself, marks and
+layers, has rows of its own.  Nothing here draws.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pandas as pd
 
 from pystack_nb.views.call_slices import CallSlices
 from pystack_nb.views.event_slices import EventSlices
+from pystack_nb.views.pauses import GAP_COLUMNS, GAP_PERIODS, extent, pauses, period_ns, spread
 from pystack_nb.views.threads import Thread, calling_threads, threads
 
 
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
 
     Ints = NDArray[Any]  # of integers
 
-GAP_PERIODS = 2.5  # a thread without samples for longer than this was not running
 FEWEST_COLUMNS = 400
-GAP_COLUMNS = 3.0  # nor is less than this drawn as a gap
 
 
 class Row(NamedTuple):
@@ -65,6 +64,9 @@ class Timeline:
         Columns ``tid depth ts_ns dur_ns kind function filename line_number count unit level``.
         The last is the vertical place in the whole picture; ``count`` tells how many calls
         or samples, which ``unit`` says, the slice stands for.
+    pauses : pandas.DataFrame
+        Parts of slices of calls in which their thread was not running: columns ``tid level
+        ts_ns dur_ns``.  Known only where the thread was sampled, too.
     hidden_threads, hidden_slices, hidden_levels : int
         How many did not fit; levels, of the deepest stack of a thread that is shown.
     """
@@ -73,6 +75,7 @@ class Timeline:
     end_ns: int
     rows: list[Row]
     slices: pd.DataFrame
+    pauses: pd.DataFrame
     hidden_threads: int
     hidden_slices: int
     hidden_levels: int
@@ -142,6 +145,7 @@ def layout(
         end_ns,
         rows,
         table,
+        pauses(recording, table, columns).nlargest(max_slices, "dur_ns"),
         hidden_threads=max(len(every) - max_threads, 0),
         hidden_slices=count - len(table),
         hidden_levels=max(_deepest(recording, shown) - max_depth, 0),
@@ -231,6 +235,7 @@ def slices(
 
     ends = ts + period
     ends[:-1] = np.where(joins[1:-1], ts[1:], ends[:-1])
+    ends = np.minimum(ends, end_ns)
     before = np.concatenate([[0], np.cumsum(count)])
     function = stacks.matrix[stack[opened], level]
     named = frames.iloc[_first_rows(functions)]
@@ -248,27 +253,6 @@ def slices(
         }
     )
     return table.sort_values(["tid", "depth", "ts_ns"], kind="stable", ignore_index=True)
-
-
-def extent(recording: Recording) -> tuple[int, int]:
-    """Return what the time axis spans: from the recording's start to its end, ns."""
-    ts = recording.samples["ts_ns"]
-    info = recording.info
-    bounds = [int(x) for x in (info.get("start_ns"), info.get("end_ns")) if x]
-    if len(ts):
-        bounds += [int(ts.iloc[0]), int(ts.iloc[-1]) + period_ns(recording)]
-    calls = recording.calls
-    if len(calls):
-        bounds += [int(calls["ts_ns"].iloc[0]), int((calls["ts_ns"] + calls["dur_ns"]).max())]
-    start = min(bounds, default=0)
-    return start, max([*bounds, start + 1])
-
-
-def period_ns(recording: Recording) -> int:
-    """Return how far apart the samples of a busy thread are, ns."""
-    weights = recording.samples["weight_ns"].to_numpy()
-    reached = (recording.info.get("hz") or {}).get("reached")
-    return max(int(np.median(weights)) if len(weights) else 0, int(1e9 / reached) if reached else 1)
 
 
 def _deepest(recording: Recording, shown: list[Thread]) -> int:
@@ -352,11 +336,3 @@ def _merged(tid: Ints, column: Ints, stack: Ints, rank: Ints) -> tuple[Ints, Int
     count = np.diff(first, append=len(cell))
     cell = cell[first]
     return threads[cell // columns], cell % columns, stack[first + count // 2], count
-
-
-def spread(first: Ints, last: Ints) -> tuple[Ints, Ints]:
-    """Write each interval [first, last) as (number of the interval, member), one per member."""
-    lengths = last - first
-    number = np.repeat(np.arange(len(first)), lengths)
-    offset = np.arange(len(number)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return number, first[number] + offset

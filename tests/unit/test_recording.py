@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -138,6 +139,20 @@ def test_its_repr_is_one_line_of_facts(recording):
     bare = Recording(recording.samples, recording.frames, info=recording.info)
     assert repr(bare) == "<Recording: 4 samples of 2 threads over 2.500 s, 0 lost>"
     assert repr(recording).startswith("<Recording: 3 calls and 4 samples of 2 threads over")
+
+
+def test_the_repr_of_a_recovered_one_tells_whose_it_is():
+    info = {"spool_pid": 4711, "spool_written_ns": 1_800_000_000_000_000_000}
+    recovered = Recording(tables.empty(tables.SAMPLES), tables.empty(tables.FRAMES), info=info)
+    when = r"2027-01-1[45] \d\d:\d\d:00"  # in whatever zone this runs
+    assert re.match(rf"<Recording by process 4711 until {when}: 0 samples", repr(recovered))
+
+
+@pytest.mark.parametrize("suffix", [".pftrace", ".perfetto-trace"])
+def test_a_perfetto_trace_is_not_loaded_and_the_error_says_what_is(recording, tmp_path, suffix):
+    recording.to_perfetto(tmp_path / f"run{suffix}")
+    with pytest.raises(RecordingFormatError, match=r"Perfetto trace.*ui\.perfetto\.dev.*\.json"):
+        load(tmp_path / f"run{suffix}")
 
 
 # Sums per function.

@@ -185,6 +185,7 @@ def test_the_functions_have_their_number_of_calls(recording):
 
 
 def test_the_text_timeline_shows_which_call_was_innermost_when(recording):
+    recording.info["mode"] = "calls"  # its one sample says nothing of when it ran
     rows = [x.partition("|")[2][:-1] for x in summary(recording).splitlines() if x.endswith("|")]
     main, worker = rows
     # Of 1 s, "fit" has 0.6, with what it calls, and the module 0.4; "run" follows on "len".
@@ -263,6 +264,44 @@ def test_threads_whose_calls_ended_early_are_drawn_by_their_samples():
     # but where nothing was sampled
     alone = recording_of(calls, calls_stopped="budget")
     assert [x.unit for x in layout(alone).rows] == ["call", "call"]
+
+
+def sleeping(**info):
+    """30 periods asleep, 40 in which it runs, 30 asleep, within one call."""
+    samples = [(n, PID, ["main"]) for n in range(30, 70)]
+    end_ns = START_NS + 100 * PERIOD_NS
+    calls = {PID: [call("main", 0, 100 * PERIOD_NS)]}
+    return recording_of(calls, samples=samples, end_ns=end_ns, **info)
+
+
+def test_where_both_modes_ran_a_call_that_waits_is_pale_for_that_time():
+    recording = sleeping()
+    first, last = sorted(layout(recording).pauses[["ts_ns", "dur_ns"]].to_numpy().tolist())
+    assert first == [START_NS, 30 * PERIOD_NS]
+    assert last[0] == pytest.approx(START_NS + 70 * PERIOD_NS, abs=PERIOD_NS / 100)
+    picture = timeline_svg(recording)
+    ET.fromstring(picture)
+    assert picture.count('fill="#fff"') == 2
+    assert "pale: the thread was not running" in picture
+    figure = recording.plot_timeline()
+    assert len(figure.axes[0].collections[1].get_paths()) == 2
+    assert "pale: the thread was not running" in [x.get_text() for x in figure.axes[0].texts]
+    text = summary(recording)
+    assert re.search(r"\|-{21,22}1{28,30}-{21,22}\|", text)
+    assert "- in a call, and not running" in text
+
+
+@pytest.mark.parametrize("info", [{"mode": "calls"}, {"lost": 3}])
+def test_nothing_is_pale_where_it_is_not_known_when_a_call_waits(info):
+    recording = sleeping(**info)
+    assert len(layout(recording).pauses) == 0
+    assert "a call that waits is drawn as if it ran" in summary(recording)
+    assert "pale" not in timeline_svg(recording)
+
+
+def test_calls_shorter_than_a_gap_are_not_taken_for_waiting():
+    calls = [call("f", n * PERIOD_NS, n * PERIOD_NS + 9) for n in range(0, 50, 5)]
+    assert len(layout(recording_of({PID: calls})).pauses) == 0
 
 
 def test_a_cell_too_short_for_samples_is_shown_by_its_calls():

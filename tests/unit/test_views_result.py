@@ -7,11 +7,12 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from synthetic import PID, frame, make_recording
+from synthetic import PERIOD_NS, PID, START_NS, frame, make_recording
 
 from pystack_nb.views.result import mimebundle
 from pystack_nb.views.svg import timeline_svg
 from pystack_nb.views.text import facts, summary, warnings
+from pystack_nb.views.timeline import layout
 from pystack_nb.views.wording import colour, duration, label, place, ticks
 
 
@@ -47,6 +48,20 @@ def test_the_facts_are_one_line(recording):
 def test_a_rate_that_was_reached_is_told_as_it_was_asked(recording, reached):
     recording.info["hz"] = {"asked": 1000, "reached": reached}
     assert facts(recording).endswith(" · 1,000 Hz")
+
+
+@pytest.mark.parametrize(("count", "told"), [(10, "1,000 Hz"), (30, "800 of 1,000 Hz reached")])
+def test_a_rate_is_told_only_where_enough_samples_were_to_be_expected(count, told):
+    hz = {"asked": 1000, "reached": 800}
+    recording = make_recording([(n, PID, "f") for n in range(count)], hz=hz)
+    assert facts(recording).endswith(f" · {told}")
+
+
+def test_the_axis_ends_where_the_recording_does():
+    recording = make_recording([(0, PID, "f")], end_ns=START_NS + PERIOD_NS // 2)
+    assert layout(recording).end_ns == START_NS + PERIOD_NS // 2
+    slices = layout(recording).slices
+    assert (slices["ts_ns"] + slices["dur_ns"]).max() == START_NS + PERIOD_NS // 2
 
 
 def test_loss_is_shown_by_cause_when_there_is_any(recording):
