@@ -261,6 +261,10 @@ static PyObject *stop(PyObject *module, PyObject *unused)
 	rec.shared->counters[PST_CALLS_REPLACED] = evaluate_replaced();
 
 	monitor_stop();
+	evaluate_only_in(NULL);
+	rec.foreign = NULL;
+	free(foreign_threads);
+	foreign_threads = NULL;
 	return PyBool_FromLong(removed);
 }
 

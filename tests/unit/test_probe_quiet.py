@@ -193,6 +193,40 @@ def test_a_coroutine_runs_to_its_end_with_what_runs_while_it_waits(probed):
     assert not {"machinery", "program"} & found.keys()
 
 
+COROUTINE = f"""{CELLS}
+import ast, asyncio
+
+code = cell('call(1)\\nawait asyncio.sleep(0)\\ncall(2)', ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+async def shell():
+    await eval(code, globals())
+    machinery()
+
+def program():
+    asyncio.run(shell())
+"""
+
+
+def test_a_coroutine_that_is_not_recorded_itself_ends_as_well(probed):
+    probed.run(f"{COROUTINE}\nkeep(record(program, only_in='cell.py', exclude=('cell.py',)))\n")
+    found = probed.ncalls()
+    assert found["leaf"] == 3
+    assert "machinery" not in found
+
+
+def test_a_generator_that_stops_half_way_is_waited_for_again(probed):
+    probed.run(
+        f"{CELLS}\n"
+        "def program():\n"
+        "    run('def f():\\n  yield call(1)\\n  yield call(2)\\ng = f()')\n"
+        "    next(g)\n    machinery()\n    next(g)\n    machinery()\n"
+        "keep(record(program, only_in='cell.py'))\n"
+    )
+    found = probed.ncalls()
+    assert found["leaf"] == 3
+    assert "machinery" not in found
+
+
 def test_short_calls_of_foreign_threads_are_not_counted(probed):
     probed.run(
         "import threading\n"
