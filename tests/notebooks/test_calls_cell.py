@@ -111,3 +111,57 @@ def test_filters_that_nothing_was_like_are_told(kernel):
     assert functions(kernel, "--mode calls --include nothing", LEAF) == {}
     notes = kernel.evaluate("pystack_nb.last().info['notes']")
     assert [x for x in notes if "like what was asked for" in x]
+
+
+SLOW = """
+import asyncio, sys, time, types
+lib_slow = types.ModuleType("lib_slow")
+exec(compile('''
+import time
+def busy():
+    end = time.perf_counter() + 0.01
+    while time.perf_counter() < end: pass
+def small(): pass
+async def slow():
+    for _ in range(50): small()
+    busy()
+''', "/nowhere/lib_slow.py", "exec"), lib_slow.__dict__)
+"""
+
+
+@pytest.fixture
+def slow(kernel):
+    assert kernel.run(SLOW).status == "ok"
+
+
+@pytest.mark.usefixtures("slow")
+def test_long_calls_of_a_task_have_rows_where_the_cell_s_resumes_have_none(kernel):
+    cell = "def mine(): lib_slow.busy()\nmine()\nawait asyncio.create_task(lib_slow.slow())"
+    found = functions(kernel, "--mode calls --min-us 1000", cell)
+    assert (found["mine"], found["busy"], found["slow"], found["small"]) == (1, 2, 1, 50)
+
+
+@pytest.mark.usefixtures("slow")
+def test_an_event_loop_of_the_user_s_own_is_no_machinery(kernel):
+    kernel.run(
+        "import threading\nloop = asyncio.new_event_loop()\n"
+        "threading.Thread(target=loop.run_forever, daemon=True).start()\ntime.sleep(0.2)"
+    )
+    cell = "asyncio.run_coroutine_threadsafe(lib_slow.slow(), loop).result()"
+    found = functions(kernel, "--mode calls --min-us 1000", cell)
+    assert (found["slow"], found["busy"], found["small"]) == (1, 1, 50)
+    found = functions(kernel, "--mode calls --include */lib_slow.py", cell)
+    assert found == {"slow": 1, "busy": 1, "small": 50}
+    kernel.run("loop.call_soon_threadsafe(loop.stop)")
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_cell_that_awaits_and_is_left_out_itself_shows_what_it_calls(kernel):
+    kernel.run("get_ipython().events.register('post_execute', lib_slow.small)")
+    cell = "import json\nawait asyncio.sleep(0)\nlib_slow.busy()\njson.dumps([1])"
+    try:
+        found = functions(kernel, "--mode calls --exclude In[*]", cell)
+    finally:
+        kernel.run("get_ipython().events.unregister('post_execute', lib_slow.small)")
+    assert (found["busy"], found["dumps"]) == (1, 1)
+    assert "small" not in found
