@@ -32,11 +32,13 @@ def test_short_calls_that_are_counted_are_the_cell_s(kernel, mode, options):
     assert functions(kernel, f"{mode} {options}", LEAF) == {"<module>": 2, "leaf": 100}
 
 
-@pytest.mark.parametrize("events", [50, 120, 200])
+@pytest.mark.parametrize("events", [50, 120, 190])
 def test_the_bound_on_events_counts_from_the_cell_s_code_on(kernel, events):
     found = functions(kernel, f"--mode calls --max-events {events}", LEAF)
     assert found.keys() == {"<module>", "leaf"}
-    assert found["leaf"] in {events // 2 - 1, events // 2, 99, 100}
+    # The code of the first statement is a call, too; one that is open at the end may be there.
+    assert found["leaf"] in {events // 2 - 2, events // 2 - 1, events // 2}
+    assert kernel.evaluate("pystack_nb.last().info['calls_stopped']") == "max-events"
 
 
 def test_what_was_demoted_was_the_cell_s(kernel):
@@ -82,6 +84,9 @@ def test_no_time_of_a_cell_is_lost_and_no_machinery_shown(kernel, line, cell):
 def test_a_recording_inside_a_recording_shows_nothing_of_the_package(kernel):
     inner = "def leaf(): pass\nleaf()\n%pystack --mode sample sum(x * x for x in range(200_000))"
     assert functions(kernel, "", inner)["leaf"] == 1
+    kernel.run("_c = set(pystack_nb.last().calls['filename'])", silent=True)
+    # Not what the package calls of the library, either.
+    assert not kernel.evaluate("[x for x in _c if '/' in x]")
     kernel.run("_f = pystack_nb.last().functions()['filename'].dropna()", silent=True)
     assert not kernel.evaluate("[x for x in _f if '/pystack_nb/' in x or '/IPython/' in x]")
 
