@@ -170,3 +170,12 @@ def test_a_cell_that_awaits_and_is_left_out_itself_shows_what_it_calls(kernel):
         kernel.run("get_ipython().events.unregister('post_execute', lib_slow.small)")
     assert (found["busy"], found["dumps"]) == (1, 1)
     assert "small" not in found
+
+
+@pytest.mark.usefixtures("slow")
+def test_the_thread_that_a_statement_awaits_in_shows_nothing_of_the_package(kernel):
+    outcome = kernel.run("%pystack --mode calls --quiet await lib_slow.slow()")
+    assert outcome.status == "ok", outcome.message
+    found = kernel.evaluate("set(pystack_nb.last().calls['function'])")
+    assert {"slow", "busy", "small"} <= found
+    assert not {"Future.set_result", "Condition.notify", "Condition.notify_all"} & found
