@@ -67,10 +67,13 @@ def tell_unwanted(recording: Recording, options: CallOptions) -> None:
         What was asked for.
     """
     chosen = options.include or options.exclude
-    if chosen and not len(recording.calls) and not len(recording.counts):
+    found = len(recording.calls) or len(recording.counts) or recording.info.get("trimmed_calls")
+    if chosen and not found:
         note = (
-            "nothing that was called is like what was asked for: look at the names of files in a "
-            "recording without include and exclude"
+            "nothing that was called is like what was asked for: include and exclude are globs "
+            "of files and of modules, not of functions. What a notebook defines is in the module "
+            "__main__ and in files such as In[5]; look at the names of files in a recording "
+            "without include and exclude"
         )
         if note not in recording.info["notes"]:
             recording.info["notes"].append(note)

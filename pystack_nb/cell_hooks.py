@@ -57,7 +57,6 @@ class _Cell:
     """A cell on its way through the hooks."""
 
     line: str
-    text: str = ""
     raw: str = ""
     options: Options | None = None
     refusal: BaseException | None = None
@@ -92,7 +91,7 @@ class CellHooks(ast.NodeTransformer):
         """Add the hooks."""
         shell = self._shell
         shell.input_transformers_cleanup.append(self.take_line)
-        shell.input_transformers_post.append(self.keep_text)
+        shell.input_transformers_post.append(self.expand)
         shell.ast_transformers.append(self)
         shell.events.register("pre_run_cell", self.before)
         shell.events.register("post_run_cell", self.after)
@@ -104,7 +103,7 @@ class CellHooks(ast.NodeTransformer):
         shell = self._shell
         for hooks, hook in (
             (shell.input_transformers_cleanup, self.take_line),
-            (shell.input_transformers_post, self.keep_text),
+            (shell.input_transformers_post, self.expand),
             (shell.ast_transformers, self),
         ):
             if hook in hooks:
@@ -136,8 +135,8 @@ class CellHooks(ast.NodeTransformer):
     # A check whether a cell is complete does not call it.
     take_line.has_side_effects = True  # type: ignore[attr-defined]
 
-    def keep_text(self, lines: list[str]) -> list[str]:
-        """Remember the text that is compiled."""
+    def expand(self, lines: list[str]) -> list[str]:
+        """Expand a command without a % that is all of the cell, as IPython does in a first line."""
         cell = _local.cell
         if cell is None or _cells_running() or _is_recording():
             return lines
@@ -147,7 +146,6 @@ class CellHooks(ast.NodeTransformer):
             with self._shell.builtin_trap:
                 last = self._shell.prefilter_manager.prefilter_lines(last.rstrip("\n")) + "\n"
             lines = [*blank, last]
-        cell.text = "".join(lines)
         return lines
 
     def before(self, info: ExecutionInfo) -> None:
@@ -183,9 +181,7 @@ class CellHooks(ast.NodeTransformer):
             raise ProfilerStateError(
                 "a silent execution can't show a recording; run the cell as an ordinary one"
             )
-        compiler, number = self._shell.compile, _number(self._shell)
-        filename = compiler.get_code_name(cell.raw, cell.text, number)
-        recording = CellRecording(self._shell, cell.options, filename)
+        recording = CellRecording(self._shell, cell.options, _filename())
         recording.start()
         return recording
 
@@ -225,15 +221,19 @@ def _is_recording() -> bool:
     return _local.cell is not None and _local.cell.recording is not None
 
 
-def _number(shell: InteractiveShell) -> int:
-    """Tell the number that the cell which is about to run is compiled under."""
+def _filename() -> str:
+    """Tell what the cell that is about to run is compiled under."""
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - has no other name
     while frame is not None and frame.f_code is not _RUN_CELL:
         frame = frame.f_back
-    result = frame.f_locals.get("result") if frame else None
-    # The shell counts it already, or only later: that depends on IPython's release.
-    known: int | None = getattr(result, "execution_count", None)
-    return int(shell.execution_count) if known is None else known
+    # Its text may have been changed by others since: only IPython knows.
+    name = frame.f_locals.get("cell_name") if frame else None
+    if not isinstance(name, str):
+        raise ProfilerStateError(
+            "this release of IPython does not tell what a cell is compiled under: use the line "
+            "form, %pystack, or pystack_nb.PyStackProfiler()."
+        )
+    return name
 
 
 def _cells_running() -> int:

@@ -57,6 +57,7 @@ _OTHERS = (
 # What a cell's code goes through on its way to code that is the user's, too.
 _INSIDE = ("IPython", "ipykernel", "pystack_nb", "traitlets")
 _SHELL = ("IPython.core.interactiveshell",)
+_WAITS = ("selectors",)
 # What shows a cell's value, and what of that calls the value's own functions.
 _DISPLAY = ("IPython.core.displayhook",)
 _RENDERERS = ("IPython.core.formatters", "IPython.lib.pretty")
@@ -223,6 +224,7 @@ def _machinery() -> Machinery:
         renderers=tuple(_places(_RENDERERS)),
         library=(f"{Path(os.__file__).parent}/", "<frozen "),
         shell=tuple(_places(_SHELL)),
+        waits=tuple(_places(_WAITS)),
     )
 
 

@@ -52,6 +52,7 @@ _CAPABILITIES = {"CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "
 _INSTALL_SERVICE = command_as_root("collector", "install")
 _INSTALL_BCC = "sudo apt-get install python3-bpfcc"
 _MORE_RIGHTS = "start this container with --cap-add BPF,PERFMON,SYS_PTRACE (docker) or the like"
+_NO_VARIABLE = f"unset {SOCKET_VARIABLE}"
 _REPORT = "run it once more; if it stays, report it with these lines"
 _REMEDIES: dict[type[PystackError], str] = {
     BccMissingError: _INSTALL_BCC,
@@ -211,6 +212,9 @@ def examine_rights() -> Iterator[Finding]:
     service = Path(named or SERVICE_SOCKET)
     if named and service.exists():
         yield Finding("has", "rights", f"those of the service on {service}")
+    elif named:
+        text = f"{SOCKET_VARIABLE} names a service on {service}, and there is none"
+        yield Finding("lacks", "rights", text, _NO_VARIABLE)
     elif os.geteuid() == 0:
         held = _capabilities()
         text = f"root, with {', '.join(held) or 'no capability that counts'}"
@@ -365,6 +369,9 @@ def examine_probe() -> Iterator[Finding]:
 
 
 def _remedy(error: PystackError) -> str:
+    named = os.environ.get(SOCKET_VARIABLE)
+    if isinstance(error, CollectorUnavailableError) and named and not Path(named).exists():
+        return _NO_VARIABLE
     return _REMEDIES.get(type(error), _REPORT)
 
 

@@ -39,6 +39,8 @@ class Machinery:
         Python's own library: where what is `inside` calls it, it is part of the machinery.
     shell : tuple of str
         What runs the cell: on its thread, nothing outside of this is the cell's.
+    waits : tuple of str
+        Of the `others`, what every event loop waits in, the user's own ones, too.
     """
 
     carriers: tuple[str, ...]
@@ -49,6 +51,7 @@ class Machinery:
     renderers: tuple[str, ...] = ()
     library: tuple[str, ...] = ()
     shell: tuple[str, ...] = ()
+    waits: tuple[str, ...] = ()
 
     def is_other(self, file: str) -> bool:
         """Tell whether what a function of this file calls is part of the machinery."""
@@ -69,5 +72,5 @@ class Machinery:
             if not other and not file.startswith(self.carriers):
                 return not called_by_other
             called_by_other = other
-            any_other |= other
+            any_other |= other and not file.startswith(self.waits or "\0")
         return not any_other

@@ -9,36 +9,24 @@ from __future__ import annotations
 import functools
 import sys
 
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import ModuleType, TracebackType
+    from contextlib import AbstractContextManager
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class quiet:  # noqa: N801 - used as a function
+def quiet() -> AbstractContextManager[object]:
     """Record nothing of what this thread calls inside the ``with`` block."""
-
-    __slots__ = ("_probe",)
-
-    def __enter__(self) -> None:
-        # Where the probe was not loaded yet, nothing is being recorded.
-        self._probe: ModuleType | None = sys.modules.get("pystack_nb.probe._probe")
-        if self._probe:
-            self._probe.quiet()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._probe:
-            self._probe.loud()
+    # Compiled, so that an interrupt can't come between what it does and what undoes it.
+    probe = _probe()
+    found: AbstractContextManager[object] = probe.Quiet() if probe else nullcontext()
+    return found
 
 
 def quietly(function: Callable[P, R]) -> Callable[P, R]:
@@ -47,7 +35,15 @@ def quietly(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def wrapper(*given: P.args, **named: P.kwargs) -> R:
         __tracebackhide__ = True
-        with quiet():
+        probe = _probe()
+        if probe is None:
             return function(*given, **named)
+        result: R = probe.call_quietly(function, *given, **named)
+        return result
 
     return wrapper
+
+
+def _probe() -> Any:
+    # Where it was not loaded yet, nothing is being recorded.
+    return sys.modules.get("pystack_nb.probe._probe")

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pystack_nb.quiet import quiet
+
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -112,15 +114,20 @@ def _run_in_helper_thread(parts: tuple[CodeType, ...], scope: tuple[Any, Any]) -
     async def main() -> Any:
         __tracebackhide__ = True
         task = asyncio.create_task(run_parts())
-        cancel.set_result(partial(asyncio.get_running_loop().call_soon_threadsafe, task.cancel))
+        with quiet():
+            loop = asyncio.get_running_loop()
+            cancel.set_result(partial(loop.call_soon_threadsafe, task.cancel))
         return await task
 
     def work() -> None:
         __tracebackhide__ = True
+        tell: Callable[[Any], None] = done.set_result
         try:
-            done.set_result(context.run(asyncio.run, main()))
+            outcome = context.run(asyncio.run, main())
         except BaseException as error:  # noqa: BLE001 - raised again where the cell was called
-            done.set_exception(error)
+            tell, outcome = done.set_exception, error
+        with quiet():
+            tell(outcome)
 
     # Output finds its cell by context variables.
     context = contextvars.copy_context()

@@ -9,11 +9,10 @@ are those for samples.
   before the recording, the whole thread is the machinery's if that was at work in it then, and
   no code of the user's was; where that is not known either, it is what most chains of the
   thread begin with.
-* On the cell's thread, only what begins while the cell's own code runs is looked at: from its
-  first call to the end of its last one.  A chain that begins there by itself is another stack
-  of the cell's, such as a greenlet's.  The probe records nothing else of that thread
-  (`CallOptions.only_in`), so that all of it counts where the cell has no call of its own in the
-  table: it may be excluded, or shorter than what has a row.
+* On the cell's thread, all of the time counts: the probe records nothing there but while the
+  cell's own code runs (`CallOptions.only_in`).  That code need not be in the table, since it may
+  be excluded, or shorter than what has a row: what the shell calls to run code is the user's.  A
+  chain that begins there by itself is another stack of the cell's, such as a greenlet's.
 * Of what shows the value of the cell's last expression, only the value's own functions stay.
 * A call of the machinery below (`Machinery.inside`) makes way for what other people's code it
   calls, and so does what it calls of C functions and of Python's own library.
@@ -32,7 +31,7 @@ import numpy as np
 import pandas as pd
 
 from pystack_nb import tables
-from pystack_nb.trim_tables import of_file, shows, shows_value
+from pystack_nb.trim_tables import of_file, runs_code, shows, shows_value
 
 
 if TYPE_CHECKING:
@@ -80,13 +79,15 @@ def trim_calls(
         return calls
     parent = calls["parent"].to_numpy()
     levels = _Levels(calls["depth"].to_numpy())
-    known = _chains(calls, parent, levels, machinery, cell, stacks=stacks or {})
+    by_shell = _run_by_shell(calls, parent, machinery, cell)
+    known = _chains(calls, parent, levels, machinery, cell, by_shell=by_shell, stacks=stacks or {})
     early, cut, limit_ns = _out_of_time(calls, cell)
     shown = (known & _SHOWN) != 0
     kept = ((known & (_CELL | _USERS)) != 0) & ~shown & ~early
     kept[cut] &= calls["ts_ns"].to_numpy()[cut] <= limit_ns
 
-    kept &= ~_inside(calls, parent, levels, machinery)
+    by_shell &= (known & _CELL) == 0  # else it is a cell inside of this one
+    kept &= ~_inside(calls, parent, levels, machinery, by_shell)
     caller, depth = _callers(parent, kept, levels)
     dur_ns, self_ns = _cut(calls, parent, cut, limit_ns)
     left_out = np.flatnonzero(~kept & (caller >= 0))
@@ -138,6 +139,7 @@ def _chains(
     machinery: Machinery,
     cell: Mapping[str, Any],
     *,
+    by_shell: Bools,
     stacks: Mapping[int, Sequence[str]],
 ) -> Ints:
     in_cell = of_file(calls, lambda name: name == cell["filename"])
@@ -152,6 +154,7 @@ def _chains(
     for thread, files in stacks.items():
         users[roots[tid == thread]] = machinery.runs_users_code(files)
     users[roots[tid == cell["tid"]]] = True
+    users |= by_shell
     seed = _CELL * in_cell.astype(np.uint8)
     seed[own] |= _OWN
     seed[own & users] |= _USERS
@@ -181,27 +184,31 @@ def _users_roots(tid: Ints, side: Ints) -> Bools:
 
 def _out_of_time(calls: pd.DataFrame, cell: Mapping[str, Any]) -> tuple[Bools, Ints, Ints]:
     """Find the calls that begin too early, and those that end too late, with when is too late."""
+    # Its own rows don't tell when the cell ran: short ones, such as a resume, are not there.
     ts_ns, dur_ns = (calls[x].to_numpy() for x in ("ts_ns", "dur_ns"))
     ends_ns = ts_ns + dur_ns
     begin_ns, end_ns = int(cell["start_ns"]), int(cell["end_ns"])
-    own_begin_ns, own_end_ns = begin_ns, end_ns
-    mine = (calls["tid"] == cell["tid"]).to_numpy()
-    rows = np.flatnonzero(mine & of_file(calls, lambda name: name == cell["filename"]))
-    if len(rows):  # they may be excluded
-        own_begin_ns = max(begin_ns, int(ts_ns[rows[0]]))
-        own_end_ns = min(end_ns, int(ends_ns[rows].max()))
-    early = (ts_ns < begin_ns) | (mine & (ts_ns < own_begin_ns))
-    late = np.flatnonzero((ends_ns > end_ns) | (mine & (ends_ns > own_end_ns)))
-    return early, late, np.where(mine[late], own_end_ns, end_ns)
+    late = np.flatnonzero(ends_ns > end_ns)
+    return ts_ns < begin_ns, late, np.full(len(late), end_ns)
 
 
-def _inside(calls: pd.DataFrame, parent: Ints, levels: _Levels, machinery: Machinery) -> Bools:
+def _run_by_shell(
+    calls: pd.DataFrame, parent: Ints, machinery: Machinery, cell: Mapping[str, Any]
+) -> Bools:
+    """Find what the cell's code calls where that has no row: the shell runs it."""
+    mine: Bools = (calls["tid"] == cell["tid"]).to_numpy()
+    return mine & runs_code(calls, machinery.shell)[parent] & (parent >= 0)
+
+
+def _inside(
+    calls: pd.DataFrame, parent: Ints, levels: _Levels, machinery: Machinery, by_shell: Bools
+) -> Bools:
     """Find the machinery's calls, and those that it makes for its own work."""
     python = _is_python(calls)
     inside: Bools = of_file(calls, lambda name: name.startswith(machinery.inside)) & python
     if inside.any():
         helps = ~python | (of_file(calls, machinery.is_help) & ~shows(calls))
-        helps &= parent >= 0
+        helps &= (parent >= 0) & ~by_shell
         for rows in levels:
             inside[rows] |= helps[rows] & inside[parent[rows]]
     return inside

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     Bools = NDArray[np.bool_]
 
 
+_RUN = {"run_code", "run_ast_nodes", "run_cell_async"}
+
+
 def of_file(table: pd.DataFrame, belongs: Callable[[str], bool]) -> Bools:
     """Ask a question about each distinct file name, and spread the answers to the rows."""
     return _of_category(table["filename"], belongs)
@@ -30,14 +33,24 @@ def shows_value(table: pd.DataFrame, display: tuple[str, ...]) -> Bools:
     return in_display & _of_category(table["function"], lambda name: name.endswith("__call__"))
 
 
+def runs_code(table: pd.DataFrame, shell: tuple[str, ...]) -> Bools:
+    """Tell which functions of the shell run the user's code, or wait for those that do."""
+    in_shell = of_file(table, lambda name: name.startswith(shell or "\0"))
+    return in_shell & _of_category(table["function"], lambda name: _last(name) in _RUN)
+
+
 def shows(table: pd.DataFrame) -> Bools:
     """Tell which functions are those that a value is asked for its looks with."""
     return _of_category(table["function"], _is_repr)
 
 
 def _is_repr(function: str) -> bool:
-    name = function.rpartition(".")[2]
+    name = _last(function)
     return name.startswith("_repr_") or name in {"__repr__", "__str__"}
+
+
+def _last(function: str) -> str:
+    return function.rpartition(".")[2]
 
 
 def _of_category(column: pd.Series, belongs: Callable[[str], bool]) -> Bools:

@@ -33,8 +33,9 @@ class KernelNames:
     def begin(self) -> None:
         """Begin to read the table, unless that was begun before."""
         if self._reader is None:
-            self._reader = threading.Thread(target=self._resolve, args=(0,), daemon=True)
-            self._reader.start()
+            reader = threading.Thread(target=self._resolve, args=(0,), daemon=True)
+            reader.start()  # where there is no room for a thread, the next one tries again
+            self._reader = reader
 
     def wait(self) -> None:
         """Return when the table has been read."""

@@ -190,26 +190,58 @@ static PyObject *start(PyObject *module, PyObject *args, PyObject *named)
 	Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(quiet_doc, "quiet()\n--\n\n"
-			"Record nothing that this thread calls, until loud() is called as often.");
-
-static PyObject *quiet(PyObject *module, PyObject *unused)
+/*
+ * Both are in C since an interrupt raises between any two calls of Python's: here it finds either
+ * nothing done, or an exit that will come.
+ */
+static PyObject *quiet_enter(PyObject *self, PyObject *unused)
 {
-	(void)module, (void)unused;
+	(void)self, (void)unused;
 	recorder_hush(1);
 	Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(loud_doc, "loud()\n--\n\nTake one quiet() of this thread back.");
-
-static PyObject *loud(PyObject *module, PyObject *unused)
+static PyObject *quiet_exit(PyObject *self, PyObject *raised)
 {
-	(void)module, (void)unused;
+	(void)self, (void)raised;
 	if (!recorder_hush(-1)) {
 		PyErr_SetString(PyExc_RuntimeError, "this thread is not quiet");
 		return NULL;
 	}
 	Py_RETURN_NONE;
+}
+
+static PyMethodDef quiet_methods[] = {
+	{"__enter__", quiet_enter, METH_NOARGS, NULL},
+	{"__exit__", quiet_exit, METH_VARARGS, NULL},
+	{NULL, NULL, 0, NULL},
+};
+
+static PyTypeObject quiet_type = {
+	PyVarObject_HEAD_INIT(NULL, 0).tp_name = "pystack_nb.probe._probe.Quiet",
+	.tp_basicsize = sizeof(PyObject),
+	.tp_flags = Py_TPFLAGS_DEFAULT,
+	.tp_doc = PyDoc_STR("Record nothing of what this thread calls inside the with block."),
+	.tp_methods = quiet_methods,
+	.tp_new = PyType_GenericNew,
+};
+
+PyDoc_STRVAR(call_quietly_doc, "call_quietly(function, *args, **named)\n--\n\n"
+			       "Call a function, and record nothing of what it calls.");
+
+static PyObject *call_quietly(PyObject *module, PyObject *const *args, Py_ssize_t count,
+			      PyObject *names)
+{
+	(void)module;
+	if (count < 1) {
+		PyErr_SetString(PyExc_TypeError, "call_quietly() needs a function");
+		return NULL;
+	}
+	recorder_hush(1);
+	PyObject *result = PyObject_Vectorcall(args[0], args + 1, count - 1, names);
+
+	recorder_hush(-1);
+	return result;
 }
 
 PyDoc_STRVAR(stop_doc, "stop()\n--\n\n"
@@ -229,6 +261,10 @@ static PyObject *stop(PyObject *module, PyObject *unused)
 	rec.shared->counters[PST_CALLS_REPLACED] = evaluate_replaced();
 
 	monitor_stop();
+	evaluate_only_in(NULL);
+	rec.foreign = NULL;
+	free(foreign_threads);
+	foreign_threads = NULL;
 	return PyBool_FromLong(removed);
 }
 
@@ -299,8 +335,8 @@ static PyObject *site(PyObject *module, PyObject *unused)
 static PyMethodDef methods[] = {
 	{"prepare", prepare, METH_VARARGS, prepare_doc},
 	{"start", (PyCFunction)(void (*)(void))start, METH_VARARGS | METH_KEYWORDS, start_doc},
-	{"quiet", quiet, METH_NOARGS, quiet_doc},
-	{"loud", loud, METH_NOARGS, loud_doc},
+	{"call_quietly", (PyCFunction)(void (*)(void))call_quietly, METH_FASTCALL | METH_KEYWORDS,
+	 call_quietly_doc},
 	{"stop", stop, METH_NOARGS, stop_doc},
 	{"close", close_, METH_NOARGS, close_doc},
 	{"forget", forget, METH_NOARGS, forget_doc},
@@ -335,7 +371,8 @@ PyMODINIT_FUNC PyInit__probe(void)
 		return PyErr_NoMemory();
 	PyObject *module = PyModule_Create(&definition);
 
-	if (module && PyModule_AddIntConstant(module, "SHARED_SIZE", PST_SHARED_SIZE)) {
+	if (module && (PyModule_AddIntConstant(module, "SHARED_SIZE", PST_SHARED_SIZE) ||
+		       PyModule_AddType(module, &quiet_type))) {
 		Py_DECREF(module);
 		return NULL;
 	}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,6 +13,8 @@ from pystack_nb.errors import OptionError
 
 MAX_EVENTS = 50_000_000
 _DEEPEST, _MOST_EVENTS = 2**31, 2**63
+_MOST_THREADS = 2**32
+_WILDCARD = re.compile(r"\*|\?|\[!?\]?[^]]*\]")
 _LONGEST_US = 86_400e6  # a day
 
 
@@ -31,7 +34,8 @@ class CallOptions:
         They are what runs the code that is looked at.
     only_in : str or None
         A file's name: of the thread that starts the recording, only what is called while code
-        of this file runs is recorded. That of a coroutine runs until it ends.
+        of this file runs is recorded. That of a coroutine runs until it ends. Code that ran
+        already when the recording began does not count.
     foreign : tuple of int
         Native ids of threads whose short calls are not counted, as they are of what runs the
         code that is looked at.
@@ -65,6 +69,8 @@ class CallOptions:
     def __post_init__(self) -> None:
         for name in ("include", "exclude", "outside"):
             _check_globs(name, getattr(self, name))
+        _check_threads(self.foreign)
+        _check_file("only_in", self.only_in)
         if self.depth is not None:
             _check_whole("depth", self.depth, _DEEPEST)
         _check_whole("max_events", self.max_events, _MOST_EVENTS)
@@ -84,12 +90,40 @@ class CallOptions:
         if both:
             raise OptionError(f"{both[0]!r} is both included and excluded: take it out of one.")
         for glob in self.exclude:
-            if all(fnmatchcase(wanted, glob) for wanted in self.include or ("",)):
+            if all(_covers(glob, wanted) for wanted in self.include or ("",)):
                 what = "all that is included" if self.include else "everything"
                 raise OptionError(
                     f"{glob!r} excludes {what}, and nothing is left to record: take it out, or "
                     "use --mode sample."
                 )
+
+
+def _covers(glob: str, other: str) -> bool:
+    """Tell whether a glob surely matches whatever another one does."""
+    if not _WILDCARD.search(other):
+        return fnmatchcase(other, glob)
+    # A wildcard stands for any text, and no character of a glob is NUL.
+    return not {*glob} & {*"?["} and fnmatchcase(_WILDCARD.sub("\0", other), glob)
+
+
+def _check_threads(tids: object) -> None:
+    known = isinstance(tids, tuple) and all(
+        isinstance(tid, int) and not isinstance(tid, bool) and 0 < tid < _MOST_THREADS
+        for tid in tids
+    )
+    if not known:
+        raise OptionError(
+            f"foreign={tids!r} is no tuple of threads: give their native ids, such as "
+            "foreign=(thread.native_id,)."
+        )
+
+
+def _check_file(name: str, file: object) -> None:
+    if file is not None and not (isinstance(file, str) and file):
+        raise OptionError(
+            f"{name}={file!r} is no file's name: give what the code was compiled under, such as "
+            "code.co_filename."
+        )
 
 
 def _check_globs(name: str, globs: object) -> None:

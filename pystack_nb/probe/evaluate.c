@@ -16,6 +16,8 @@ static uint32_t gap;                   /* counts these times */
 static _PyFrameEvalFunction seen;      /* another one, while recording */
 static _PyFrameEvalFunction trusted;   /* one that calls the probe */
 
+enum { RUNS_TO_END = CO_COROUTINE | CO_ITERABLE_COROUTINE | CO_ASYNC_GENERATOR };
+
 static PyObject *only_in; /* the file whose code ends the waiting of a thread */
 
 static bool is_own(_PyFrameEvalFunction function);
@@ -179,18 +181,24 @@ static PyObject *evaluate_limited(PyThreadState *ts, Frame *f, int throwing);
 static PyObject *run_begun(_PyFrameEvalFunction evaluate_loud, struct thread *t, PyThreadState *ts,
 			   Frame *f, int throwing);
 
+/* Whether this is code that a thread waits for. */
+static bool is_awaited(const Frame *f)
+{
+	return only_in && !PyUnicode_Compare(frame_code(f)->co_filename, only_in);
+}
+
 static PyObject *special(struct thread *t, struct code *c, bool limited, PyThreadState *ts,
 			 Frame *f, int throwing)
 {
 	if (!c || (c->generator && makes_generator(f)))
 		return run(t, ts, f, throwing);
+	if (UNLIKELY(f == t->began) && is_awaited(f)) /* whatever becomes of its calls */
+		return run_begun(limited ? evaluate_limited : evaluate, t, ts, f, throwing);
 	if (c->mode == CODE_COUNTED)
 		count_call(t, c->id);
 	if (c->mode != CODE_GENERATOR)
 		return pass(t, ts, f, throwing);
 
-	if (UNLIKELY(f == t->began))
-		return run_begun(limited ? evaluate_limited : evaluate, t, ts, f, throwing);
 	give_send(ts);
 	PyObject *result = limited ? record_limited(t, c, PST_RESUME, ts, f, throwing)
 				   : record(t, c, PST_RESUME, ts, f, throwing);
@@ -204,10 +212,10 @@ static COLD PyObject *run_quiet(_PyFrameEvalFunction evaluate_loud, struct threa
 {
 	uint32_t recording = rec.recording;
 
-	if (t->quiet != WAITING || !only_in ||
-	    PyUnicode_Compare(frame_code(f)->co_filename, only_in))
+	if (t->quiet != WAITING || !is_awaited(f))
 		return run(t, ts, f, throwing);
-	bool resumed = !makes_generator(f);
+	/* A generator that stops half-way may never go on. */
+	bool resumed = frame_code(f)->co_flags & RUNS_TO_END && !makes_generator(f);
 
 	t->quiet = 0;
 	PyObject *result = evaluate_loud(ts, f, throwing);

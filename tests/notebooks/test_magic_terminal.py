@@ -44,3 +44,23 @@ def test_a_terminal_shows_the_text_form_and_the_cell_is_the_root():
     assert "In[1]" in shown.partition("files ")[2].splitlines()[0]
     assert "line 4" in shown.partition("ZeroDivisionError")[2]
     assert shown.count("Traceback") == 1
+
+
+TRANSFORMED = '''
+from IPython.core.interactiveshell import InteractiveShell
+
+shell = InteractiveShell.instance()
+shell.run_line_magic("load_ext", "pystack_nb")
+shell.input_transformers_post.append(lambda lines: [x.replace("3", "4") for x in lines])
+shell.run_cell("""%%pystack -o rec --quiet --source inprocess
+def leaf(): pass
+for _ in range(3): leaf()""", store_history=True)
+print("leaves", int((shell.user_ns["rec"].calls["function"] == "leaf").sum()))
+'''
+
+
+def test_calls_are_recorded_where_a_later_extension_changes_the_cell_s_text():
+    done = subprocess.run(
+        [sys.executable, "-c", TRANSFORMED], capture_output=True, text=True, timeout=100, check=True
+    )
+    assert "leaves 4" in done.stdout

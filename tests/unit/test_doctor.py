@@ -171,6 +171,8 @@ def test_the_status_is_1_when_no_collector_can_be_had(tmp_path: Path) -> None:
     # THEN everything else is still told, and the status says that nothing can run
     assert done.returncode == 1
     assert str(nowhere) in done.stdout
+    assert done.stdout.count("to mend it: unset PYSTACK_NB_SOCKET") == 2
+    assert not [x for x in done.stdout.split("to mend it: ")[1:] if "install" in x.split("\n")[0]]
     assert "kernel: Linux" in done.stdout
     assert "can not run" in done.stdout
     assert done.stderr == ""

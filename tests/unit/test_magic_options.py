@@ -122,6 +122,8 @@ WRONG = {
     "min_us": (-1, float("inf"), float("nan"), 1e30, True, "3", 10**30),
     "budget": (0, 1.1, float("nan"), True, "0.5"),
     "include": ("opts*", ["opts*"], (3,), ("a\udc80",), ("",), ("a\0b",), None),
+    "only_in": (5, "", ("a.py",)),
+    "foreign": (("x",), [1], (0,), (2**32,), (True,), None),
     "exclude": ("opts*", ["opts*"], (3,), ("a\udc80",), ("",), ("a\0b",), None),
 }
 
@@ -191,3 +193,24 @@ def test_filters_that_leave_something_are_taken():
 def test_what_is_about_calls_is_refused_where_none_are_recorded(option):
     with pytest.raises(OptionError, match="about calls"):
         parse(f"--mode sample {option}")
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude"),
+    [
+        (("*/work*",), ("*/work?",)),
+        (("numpy*",), ("numpy[.]*",)),
+        (("*",), ("[!_]*",)),
+        (("*",), ("?",)),
+        (("a*",), ("[!b]*",)),
+        (("[ab]*",), ("*]*",)),
+    ],
+)
+def test_globs_that_leave_something_are_no_contradiction(include, exclude):
+    assert CallOptions(include=include, exclude=exclude).exclude == exclude
+
+
+@pytest.mark.parametrize("include", ["a?c*", "a[bx]c", "abc", "ac*"])
+def test_a_glob_that_covers_another_one_leaves_nothing(include):
+    with pytest.raises(OptionError, match="nothing is left"):
+        CallOptions(include=(include,), exclude=("a*c*",))

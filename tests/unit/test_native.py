@@ -171,3 +171,18 @@ def test_of_a_map_without_end_only_the_beginning_is_read(monkeypatch):
     last = executable(os.getpid(), "[vdso]")
     symbols.tell([Addresses(1, PST_MODULE, (last,))])
     assert drained.stacks == {1: []}
+
+
+def test_kernel_names_are_read_where_no_thread_could_be_had_before(monkeypatch):
+    names = KernelNames(lambda _: b"")
+
+    def start(_):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as without:
+        without.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError, match="new thread"):
+            names.begin()
+    assert not names.ready
+    names.wait()
+    assert names.ready

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 
 def names(probed):
     return set(probed.ncalls()) - {"Recording.stop"}
@@ -51,6 +53,67 @@ def test_a_block_that_is_quiet_may_raise_and_begin_before_the_recording(probed):
         "keep(recording.data)\n"
     )
     assert probed.ncalls()["leaf"] == 1
+
+
+INTERRUPTED = """
+import signal
+import time
+
+from pystack_nb import marks
+from pystack_nb.probe import load
+from pystack_nb.quiet import quiet, quietly
+
+class Interrupt(Exception):
+    pass
+
+def interrupt(*_):
+    raise Interrupt
+
+def block():
+    while True:
+        with quiet():
+            pass
+
+@quietly
+def nothing():
+    pass
+
+def function():
+    while True:
+        nothing()
+
+def marked():
+    while True:
+        with marks.mark("x"):
+            pass
+
+load()
+signal.signal(signal.SIGALRM, interrupt)
+recording = Recording()
+events = marks.begin(Path("events"))
+interrupts, until = 0, time.monotonic() + 1.5
+while time.monotonic() < until:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0004)
+        LOOP()
+    except Interrupt:
+        interrupts += 1
+marks.end(events)
+recording.stop()
+assert interrupts > 100, interrupts
+try:
+    load()[0].Quiet().__exit__(None, None, None)
+except RuntimeError:
+    pass
+else:
+    raise AssertionError("the thread was left quiet")
+"""
+
+
+@pytest.mark.parametrize("loop", ["block", "function", "marked"])
+def test_an_interrupt_leaves_no_thread_quiet(probed, loop):
+    probed.run(f"{INTERRUPTED.replace('LOOP', loop)}\nkeep(record(lambda: call(3)))\n")
+    assert probed.ncalls()["leaf"] == 3
 
 
 CELLS = """
@@ -128,6 +191,40 @@ def test_a_coroutine_runs_to_its_end_with_what_runs_while_it_waits(probed):
     assert found["leaf"] == 8
     assert found["task"] == 1
     assert not {"machinery", "program"} & found.keys()
+
+
+COROUTINE = f"""{CELLS}
+import ast, asyncio
+
+code = cell('call(1)\\nawait asyncio.sleep(0)\\ncall(2)', ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+async def shell():
+    await eval(code, globals())
+    machinery()
+
+def program():
+    asyncio.run(shell())
+"""
+
+
+def test_a_coroutine_that_is_not_recorded_itself_ends_as_well(probed):
+    probed.run(f"{COROUTINE}\nkeep(record(program, only_in='cell.py', exclude=('cell.py',)))\n")
+    found = probed.ncalls()
+    assert found["leaf"] == 3
+    assert "machinery" not in found
+
+
+def test_a_generator_that_stops_half_way_is_waited_for_again(probed):
+    probed.run(
+        f"{CELLS}\n"
+        "def program():\n"
+        "    run('def f():\\n  yield call(1)\\n  yield call(2)\\ng = f()')\n"
+        "    next(g)\n    machinery()\n    next(g)\n    machinery()\n"
+        "keep(record(program, only_in='cell.py'))\n"
+    )
+    found = probed.ncalls()
+    assert found["leaf"] == 3
+    assert "machinery" not in found
 
 
 def test_short_calls_of_foreign_threads_are_not_counted(probed):

@@ -17,17 +17,20 @@ from pystack_nb.trim import trim
 CELL = "/tmp/ipykernel_1/42.py"
 MACHINERY = Machinery(
     carriers=("/lib/asyncio/", "/lib/threading.py"),
-    others=("/site/IPython/", "/site/ipykernel/"),
+    others=("/site/IPython/", "/site/ipykernel/", "/lib/selectors.py"),
     inside=("/site/IPython/", "/site/ipykernel/"),
     threads=(),
     display=("/site/IPython/core/displayhook.py",),
+    shell=("/site/IPython/core/interactiveshell.py",),
+    waits=("/lib/selectors.py",),
     renderers=("/site/IPython/core/formatters.py",),
     library=("/std/",),
 )
 MAIN, WORKER = 100, 101
 START, END = 100, 900
 MODULE = f"<module> {CELL}"
-SHELL = "run_code /site/IPython/core/interactiveshell.py"
+SHELL = "run_cell /site/IPython/core/interactiveshell.py"
+RUNS = "run_code /site/IPython/core/interactiveshell.py"
 MAGIC = "time /site/IPython/core/magics/execution.py"
 STEP = "_run /lib/asyncio/events.py"
 LIBRARY = "dumps /lib/json.py"
@@ -172,9 +175,19 @@ def test_calls_of_the_machinery_are_dropped(outermost):
     assert tree(result) == {MAIN: [("<module>", [])]}
 
 
-def test_what_the_shell_calls_around_the_cell_is_not_the_cell_s():
-    around = [call(LIBRARY, 110, 115), call(MODULE, 130, 200), call(LIBRARY, 205, 210)]
-    assert tree(trimmed({MAIN: around})) == {MAIN: [("<module>", [])]}
+def test_what_a_task_calls_counts_where_the_cell_has_only_an_early_row():
+    # The cell's later resumes were short, and have none.
+    task = call(STEP, 300, 400, call("slow /src/lib.py", 301, 399))
+    assert tree(trimmed({MAIN: [call(MODULE, 130, 200), task]})) == {
+        MAIN: [("<module>", []), ("slow", [])]
+    }
+
+
+def test_what_the_shell_runs_is_the_cell_s_where_its_own_code_has_no_row():
+    busy = call("dump /std/json.py", 140, 150, call(LIBRARY, 145, 146))
+    other = call("log /src/other.py", 160, 165)
+    chain = call(STEP, 120, 210, call(RUNS, 130, 155, busy), call(SHELL, 158, 170, other))
+    assert tree(trimmed({MAIN: [chain]})) == {MAIN: [("dump", [("dumps", [])])]}
 
 
 def test_other_stacks_of_the_cell_s_thread_are_kept_while_the_cell_runs():
@@ -221,6 +234,8 @@ def test_calls_without_a_caller_belong_to_whom_most_of_their_thread_s_do():
         (("/lib/threading.py", "/site/ipykernel/iostream.py", "/lib/zmq.py"), False),
         (("/lib/threading.py", "/lib/asyncio/events.py", "/src/lib.py", "/site/zmq/a.py"), True),
         (("/lib/threading.py",), True),
+        (("/lib/threading.py", "/lib/asyncio/events.py", "/lib/selectors.py"), True),
+        (("/site/ipykernel/iostream.py", "/lib/asyncio/a.py", "/lib/selectors.py"), False),
     ],
 )
 def test_what_a_thread_was_in_when_it_began_tells_whose_the_calls_are(stack, kept):
@@ -270,22 +285,16 @@ def test_a_recording_without_calls_stays_without():
     assert result.info["trimmed_calls"] == 0
 
 
-NAMES = [MODULE, SHELL, STEP, LIBRARY, "work /src/lib.py"]
+NAMES = [MODULE, SHELL, RUNS, STEP, LIBRARY, "work /src/lib.py"]
 
 
 def walk(threads, mark):
     """Do what `trim` does, call by call."""
-    bounds = [
-        (x["start"], x["end"]) for x in flat(threads[MAIN]) if x["filename"] == mark["filename"]
-    ]
-    every = (mark["start_ns"], mark["end_ns"])
-    of_main = every
-    if bounds:
-        of_main = max(every[0], bounds[0][0]), min(every[1], max(end for _, end in bounds))
+    begin, end = mark["start_ns"], mark["end_ns"]
     found = {}
 
-    def visit(node, into, depth, known, times):
-        (kept, decided, caller, helped), (begin, end) = known, times
+    def visit(node, into, depth, known):
+        kept, decided, caller, helped, in_cell = known
         name = node["filename"]
         carrier, other = (name.startswith(x) for x in (MACHINERY.carriers, MACHINERY.others))
         if name == mark["filename"] or (not decided and not carrier and not other and caller):
@@ -297,17 +306,19 @@ def walk(threads, mark):
             entry = (node["function"], node["start"], depth, [])
             into.append(entry)
             into, depth = entry[-1], depth + 1
+        runs = tid == MAIN and node["function"] == "run_code"
+        into_cell = in_cell or name == mark["filename"]
+        stays = helped and (into_cell or not runs)
         for child in node["children"]:
-            visit(child, into, depth, (kept, decided, not other, helped), times)
+            visit(child, into, depth, (kept, decided, runs or not other, stays, into_cell))
 
     for tid, outermost in threads.items():
         others = [x["filename"].startswith(MACHINERY.others) for x in outermost]
         carriers = [x["filename"].startswith(MACHINERY.carriers) for x in outermost]
         into = found.setdefault(tid, [])
         most = 2 * sum(others) + sum(carriers) <= len(outermost)
-        times = of_main if tid == MAIN else every
         for node in outermost:
-            visit(node, into, 0, (False, False, most or tid == MAIN, False), times)
+            visit(node, into, 0, (False, False, most or tid == MAIN, False, False))
     return {tid: outermost for tid, outermost in found.items() if outermost}
 
 
