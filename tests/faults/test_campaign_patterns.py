@@ -13,6 +13,7 @@ import torch
 
 from pystack_nb.errors import CampaignError, FaultError
 from pystack_nb.faults import campaign as campaigns
+from pystack_nb.faults import plan
 from pystack_nb.faults.campaign import Campaign
 from pystack_nb.faults.fault import Fault
 from pystack_nb.faults.injection import inject
@@ -219,6 +220,15 @@ def test_a_function_that_draws_elsewhere_is_refused():
     error = Custom(lambda values, _: values + float(generator.random()))
     with pytest.raises(FaultError, match="draw from the generator that it is given"):
         run(campaign(error))
+
+
+def test_a_function_that_draws_elsewhere_is_refused_also_if_the_first_fault_strikes_nothing():
+    generator = np.random.default_rng(0)
+    error = Custom(lambda values, _: values + float(generator.random()))
+    one = campaign(error, ElementErrorRate(0.05), sites="neurons")
+    table = plan.make(one._strata, one.design, one.seed).faults
+    with pytest.raises(FaultError, match="draw from the generator that it is given"):
+        one._own().evaluate(table)
 
 
 @pytest.mark.parametrize("kind", ["neurons", "weights"])
