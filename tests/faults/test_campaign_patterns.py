@@ -33,6 +33,7 @@ from pystack_nb.faults.patterns import (
     Element,
     ElementErrorRate,
     Everywhere,
+    Region,
     Row,
     Several,
 )
@@ -264,3 +265,88 @@ def test_a_function_that_cannot_be_sent_says_so():
 def test_a_pattern_that_does_not_fit_is_refused(error, pattern, told):
     with pytest.raises(CampaignError, match=told):
         campaign(error, pattern)
+
+
+def sequences():
+    """Give a model whose batch comes second, within, and its data."""
+    torch.manual_seed(0)
+    return Sequences().eval(), (torch.randn(6, 7, 8), torch.randint(3, (6,)))
+
+
+class Sequences(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = torch.nn.TransformerEncoderLayer(8, 2, 16)
+        self.lstm = torch.nn.LSTM(8, 5)
+        self.last = torch.nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.last(self.lstm(self.encoder(x.transpose(0, 1)))[0][-1])
+
+
+@pytest.mark.parametrize("layer", ["encoder", "lstm"])
+def test_no_pattern_takes_samples_for_channels(layer):
+    net, data = sequences()
+    table = sites(net, data[0][:1]).query(f"layer == '{layer}' and role.str.startswith('output')")
+    table = table.head(1)
+    assert table["batch_dim"].tolist() == [1]
+    for pattern in (Channel(), Row(1)):
+        with pytest.raises(CampaignError, match=r"dimension 1 counts the samples here: give"):
+            campaign(Zero(), pattern, net, data, sites=table)
+    strata = campaign(Zero(), Channel(dim=-1), net, data, sites=table).plan().strata
+    assert strata["population"].tolist() == [6 * table["shape"].iloc[0][-1]]
+
+
+@pytest.mark.parametrize("pattern", [Channel(), Channel(2), Channel(dim=-1), Row(), Row(0), Row(1)])
+@pytest.mark.parametrize("batch", [None, 0, 1])
+def test_the_first_element_of_a_pattern_is_that_of_all_it_draws(pattern, batch):
+    region = Region((4, 3, 5), 1, batch or 0, None if batch is None else 2)
+    if pattern == Channel(2) and batch == 1:
+        region = Region((3, 4, 5), 0, 1, 2)
+    for seed in range(30):
+        one, other = np.random.default_rng(seed), np.random.default_rng(seed)
+        drawn = region.whole(pattern.elements(one, region))
+        assert pattern.first(other, region) == drawn[0]
+        assert one.bit_generator.state == other.bit_generator.state
+
+
+def test_a_place_weighs_the_same_whatever_type_it_has():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 3).double()).eval()
+    net[0].register_forward_hook(lambda _, __, y: y.double())
+    for pattern, wanted in [(Everywhere(), {1.0}), (ElementErrorRate(0.1), {1.0}), (None, None)]:
+        strata = campaign(BitFlip(), pattern, net, sites="weights", faults=40).plan().strata
+        weight = strata.set_index(["layer", "role"])["weight"]
+        if wanted is None:
+            assert weight["1", "bias"] / weight["0", "bias"] == 64 * 3 / (32 * 4)
+        else:
+            assert set(weight) == wanted
+
+
+def exposed():
+    return pd.DataFrame({"layer": ["first", "last"], "bit_seconds": [1.0, 2.0]})
+
+
+def test_rates_of_patterns_are_not_those_of_upsets():
+    one = campaign(Zero(), Everywhere())
+    run(one)
+    assert "SDC rate per event of Everywhere()" in repr(one.reweight(exposed()))
+    with pytest.raises(CampaignError, match="leave upset_rate away"):
+        one.reweight(exposed(), upset_rate=1e-6)
+    one = campaign(BitFlip(), Element())
+    run(one)
+    assert "SDC rate per upset" in repr(one.reweight(exposed(), upset_rate=1e-6))
+    one = campaign(BitFlip(), BitErrorRate(0.1))
+    run(one)
+    with pytest.raises(CampaignError, match="run a campaign without a pattern"):
+        one.reweight(exposed())
+
+
+def test_a_plot_says_that_bits_of_patterns_are_not_told_apart():
+    one = campaign(BitFlip(), Channel())
+    run(one)
+    texts = [x.get_text() for x in one.plot_bits().axes[0].texts]
+    assert any('pass per="layer,bit"' in x for x in texts)
+
+
+def test_seeds_are_numbers_that_json_keeps():
+    assert (campaign(BitFlip(), Channel()).plan().faults["seed"] < 2**53).all()
