@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     Columns = dict[str, NDArray[Any]]
 
+_PIECE = 64  # faults looked at together, where others came twice
+
 
 @dataclass(frozen=True)
 class Stratum:
@@ -137,20 +139,27 @@ class Stratum:
             np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(self.number,)))
         )
         draw_some = self._chunk if self.pattern is None else self._seeded
-        kept: Columns = draw_some(rng, 0, 0)
+        kept: Columns = self._placed(draw_some(rng, 0))
         chunk = 256
         # Chunks have the same sizes however many faults are wanted, so that a longer sample
         # continues a shorter one.
         while len(kept["bit"]) < count:
-            more = draw_some(rng, chunk, count - len(kept["bit"]))
-            kept = {x: np.concatenate([kept[x], more[x]]) for x in more}
-            if math.isfinite(self.population):
-                first = _first(kept)
-                kept = {x: values[first] for x, values in kept.items()}
+            drawn, at = draw_some(rng, chunk), 0
+            while at < chunk and len(kept["bit"]) < count:
+                wanted = count - len(kept["bit"])
+                # A pattern's first element takes long to find: not of more than are wanted.
+                some = wanted if at == 0 else max(wanted, _PIECE)
+                end = chunk if self.pattern is None else at + some
+                more = self._placed({x: values[at:end] for x, values in drawn.items()})
+                kept = {x: np.concatenate([kept[x], more[x]]) for x in more}
+                if math.isfinite(self.population):
+                    first = _first(kept)
+                    kept = {x: values[first] for x, values in kept.items()}
+                at = end
             chunk *= 2
         return {x: values[:count] for x, values in kept.items()}
 
-    def _chunk(self, rng: np.random.Generator, count: int, wanted: int) -> Columns:  # noqa: ARG002
+    def _chunk(self, rng: np.random.Generator, count: int) -> Columns:
         ends = np.cumsum(self.elements)
         place = rng.integers(ends[-1], size=count)
         sample = rng.integers(self.samples, size=count)
@@ -167,30 +176,17 @@ class Stratum:
             "bit": drawn.bit,
         }
 
-    def _seeded(self, rng: np.random.Generator, count: int, wanted: int) -> Columns:
-        assert self.pattern is not None  # noqa: S101 - asked for only where there is one
-        ends, regions = np.cumsum(self.places), self.regions
+    def _seeded(self, rng: np.random.Generator, count: int) -> Columns:
+        ends = np.cumsum(self.places)
         place = rng.integers(ends[-1], size=count)
         sample = rng.integers(self.samples, size=count)
         # Below 2**53, which JSON's readers keep as it is.
         seed = rng.integers(2**53, size=count)
-        if math.isinf(self.population):
-            # All are kept, and more are not looked at: a stream of its own for each is slow.
-            place, sample, seed = place[:wanted], sample[:wanted], seed[:wanted]
-            count = len(seed)
         call = np.searchsorted(ends, place, side="right")
-        if self.pattern.first_drawn:
-            first = [
-                self.pattern.first(streams(s, 1)[0], regions[c])
-                for s, c in zip(seed.tolist(), call, strict=True)
-            ]
-        else:
-            fixed = [self.pattern.first(rng, x) for x in regions]
-            first = [fixed[c] for c in call]
         nothing = Drawn.of(count)
         return {
             "call": np.array(self.calls, np.int64)[call],
-            "element": np.array(first, np.int64),
+            "element": call.astype(np.int64),  # its place; `_placed` finds the element
             "sample": sample,
             "and_mask": nothing.and_mask,
             "or_mask": nothing.or_mask,
@@ -199,6 +195,21 @@ class Stratum:
             "bit": np.full(count, self.bit),
             "seed": seed,
         }
+
+    def _placed(self, drawn: Columns) -> Columns:
+        """Find the first elements of what `_seeded` drew."""
+        if self.pattern is None:
+            return drawn
+        regions, call, seed = self.regions, drawn["element"].tolist(), drawn["seed"].tolist()
+        if self.pattern.first_drawn:
+            first = [
+                self.pattern.first(streams(s, 1)[0], regions[c])
+                for s, c in zip(seed, call, strict=True)
+            ]
+        else:
+            fixed = [self.pattern.first(np.random.default_rng(0), x) for x in regions]
+            first = [fixed[c] for c in call]
+        return drawn | {"element": np.array(first, np.int64)}
 
 
 def _first(columns: Columns) -> NDArray[np.int64]:

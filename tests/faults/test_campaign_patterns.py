@@ -1,5 +1,6 @@
 """Campaigns whose faults a seed tells each: patterns, noise, functions."""
 
+import dataclasses
 import threading
 
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from pystack_nb.faults import plan
 from pystack_nb.faults.campaign import Campaign
 from pystack_nb.faults.fault import Fault
 from pystack_nb.faults.injection import inject
+from pystack_nb.faults.metrics import Exact
 from pystack_nb.faults.models import (
     BitFlip,
     Custom,
@@ -132,6 +134,23 @@ def test_a_larger_sample_starts_with_the_smaller_one():
         for n in (30, 700)
     )
     same(one, other.head(30))
+
+
+@pytest.mark.parametrize("pattern", [Channel(), Row(), Everywhere()])
+def test_a_larger_sample_of_a_pattern_looks_at_no_more_faults_than_it_needs(monkeypatch, pattern):
+    net = torch.nn.Conv2d(1, 16, 3, padding=1).eval()
+    data = nets.samples(40, (1, 8, 8))
+    table = sites(net, data[0][:1]).query("role == 'output'")
+    first, looked = type(pattern).first, []
+    monkeypatch.setattr(type(pattern), "first", lambda *args: looked.append(1) or first(*args))
+    options = {"net": net, "data": data, "sites": table, "metric": Exact()}
+    small = plan.make((one := campaign(Zero(), pattern, **options))._strata, one.design, 1)
+    looked.clear()
+    design = dataclasses.replace(one.design, faults=5)
+    few = plan.make(one._strata, design, 1)
+    assert len(looked) <= 2 * 64
+    wanted = len(few.faults)
+    same(few.faults, small.faults.head(wanted))
 
 
 def test_the_population_of_a_pattern_counts_its_places():
