@@ -31,7 +31,7 @@ from pystack_nb.faults.strata import Stratum, stratify
 if TYPE_CHECKING:
     import os
 
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 _KINDS = {"neurons": "neuron", "weights": "weight"}
 _NUMBERS = ("before", "after", "score")
@@ -169,7 +169,9 @@ class Campaign(Analysis):
         executor : concurrent.futures.Executor or distributed.Client, optional
             Where batches are evaluated; here by default.  A worker that is lost costs its
             unfinished batch: dask runs that again elsewhere, and in place of a broken pool of
-            processes a new one goes on, with a warning.
+            processes a new one goes on, with a warning, and runs what was unfinished last, in
+            smaller and smaller parts. A fault that kills its process by itself is a ``DUE``.
+            The trial that tells the time runs there, too.
         progress : bool, optional
             Show a progress bar.
 
@@ -312,14 +314,14 @@ class Campaign(Analysis):
         events = None
         if self.design.allocation == "neyman":
             pilot = plan.make(self._strata, self.design, self.seed)
-            pilot = dataclasses.replace(pilot, seconds=self._estimate(pilot.faults))
+            pilot = dataclasses.replace(pilot, seconds=self._estimate(pilot.faults, executor))
             print(f"First a pilot for Neyman's allocation:\n{pilot}")  # noqa: T201 - as in run
             self._inject(pilot, executor, progress=progress)
             outcomes = pilot.faults.merge(self._done(), on="fault")
             happened = outcomes["stratum"][outcomes["outcome"] != "masked"]
             events = np.bincount(happened, minlength=len(self._strata)).astype(np.int64)
         planned = plan.make(self._strata, self.design, self.seed, events)
-        self._plan = dataclasses.replace(planned, seconds=self._estimate(planned.faults))
+        self._plan = dataclasses.replace(planned, seconds=self._estimate(planned.faults, executor))
         return self._plan
 
     def _inject(self, planned: Plan, executor: Any, *, progress: bool) -> None:
@@ -340,15 +342,18 @@ class Campaign(Analysis):
         bar = _bar(len(faults), len(faults) - len(left)) if progress else None
         try:
             batches = _batches(left, planned.seconds / max(1, len(left)))
-            job = executors.Job(make_engine, self._arguments, torch.get_num_threads())
-            own = self._own() if executor is None else None
-            for batch in executors.evaluate(executor, job, batches, own=own):
+            for batch in self._evaluated(batches, executor):
                 self._keep(batch)
                 if bar is not None:
                     bar.update(len(batch))
         finally:
             if bar is not None:
                 bar.close()
+
+    def _evaluated(self, batches: Iterable[pd.DataFrame], executor: Any) -> Iterator[pd.DataFrame]:
+        job = executors.Job(make_engine, self._arguments, torch.get_num_threads())
+        own = self._own() if executor is None else None
+        return executors.evaluate(executor, job, batches, own=own)
 
     def _keep(self, batch: pd.DataFrame) -> None:
         if self._store is None:
@@ -378,15 +383,16 @@ class Campaign(Analysis):
             self._engine = make_engine(**self._arguments)
         return self._engine
 
-    def _estimate(self, faults: pd.DataFrame) -> float:
+    def _estimate(self, faults: pd.DataFrame, executor: Any) -> float:
         """Time some of the faults that are left; what became of them is kept for the run."""
+        # On the executor, where there is one: a fault may kill the process that evaluates it.
         left, count = self._left(faults), 1
         most = int(min(max(len(left) // 10, _TRIAL[0]), _TRIAL[1]))
         while len(left):
             which = np.unique(np.linspace(0, len(left) - 1, min(count, len(left)), dtype=int))
             start = time.perf_counter()
             some = left.iloc[which].reset_index(drop=True)
-            self._tried.append(executors.evaluated(self._own(), some))
+            self._tried += self._evaluated([some], executor)
             taken = time.perf_counter() - start
             left = left.drop(left.index[which])
             # The first one also traces the model and finds the quickest batch.

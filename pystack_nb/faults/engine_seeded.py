@@ -70,7 +70,7 @@ class Seeded:
                 " was planned to: take sites from faults.sites(model, *inputs), with inputs of"
                 " one sample"
             )
-        if not self._checked:
+        if not self._checked and len(positions):
             _check_repeats(error, tensor, positions, drawn)
             self._checked = True
         old = bits.read(tensor, positions)

@@ -6,11 +6,11 @@ two threads can't do to one model.
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import tempfile
 import threading
 import time
-import uuid
 import warnings
 
 from concurrent.futures import (
@@ -24,10 +24,11 @@ from concurrent.futures import (
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from pystack_nb import marks
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _WINDOW = 64  # batches handed out and not yet back
-_STALLED = 2  # pools that break one after the other, and finish nothing
+_STALLED = 3  # pools that break one after the other, and finish nothing
+_TRIES = 2  # of a fault that kills its process: something else may have done so
+_HOPELESS = 4  # faults that do, before anything is finished
 _local = threading.local()
 
 
@@ -93,21 +96,26 @@ def evaluate(
     Raises
     ------
     CampaignError
-        The executor is none, the job can't be sent, or pools broke again and again.
+        The executor is none, the job can't be sent, or pools broke again and again whatever
+        they were given.
 
     Warns
     -----
     RuntimeWarning
-        A pool of processes broke, and its unfinished batches are run in a new one.
+        A pool of processes broke, and its unfinished batches are run in a new one; or a fault
+        killed its process by itself, and is a ``DUE``.
     """
     if executor is None:
         engine = job.make() if own is None else own
         for batch in batches:
             yield evaluated(engine, batch)
         return
-    with _reachable(executor, _pickled(job)) as (pool, where):
+    payload = _pickled(job)
+    # The same job has the same name, so that workers keep its engine.
+    token = hashlib.sha256(payload).hexdigest()
+    with _reachable(executor, payload) as (pool, where):
         try:
-            yield from _each(batches, pool, (work, uuid.uuid4().hex, where))
+            yield from _each(batches, pool, (work, token, where))
         except Exception as error:
             if type(error).__name__ != "KilledWorker":
                 raise
@@ -120,20 +128,86 @@ def evaluate(
 def _each(
     batches: Iterable[pd.DataFrame], pool: Any, task: tuple[Any, ...]
 ) -> Iterator[pd.DataFrame]:
-    """Give results as they come; what a broken pool did not finish is run in another one."""
-    rest, stalled = iter(batches), 0
+    """Give results as they come; what a broken pool did not finish comes last, one at a time."""
+    rest, suspects, finished, stalled = iter(batches), list[Any](), 0, 0
     with ExitStack() as pools:
         while True:
-            finished = 0
             lost: list[pd.DataFrame] = []
+            before = finished
             for result in _until_broken(rest, pool, task, lost):
                 finished += 1
                 yield result
             if not lost:
-                return
-            rest = chain(lost, rest)
-            stalled = 0 if finished else stalled + 1
+                break
+            suspects += lost
+            stalled = 0 if finished > before else stalled + 1
             pool = pools.enter_context(_renewed(pool, len(lost), stalled))
+    if suspects:
+        yield from _one_by_one(suspects, pool, task, finished=finished > 0)
+
+
+def _one_by_one(
+    suspects: list[pd.DataFrame], pool: Executor, task: tuple[Any, ...], *, finished: bool
+) -> Iterator[pd.DataFrame]:
+    """Run batches among which some fault may kill its process, each alone in a pool of one.
+
+    What kills is halved, until it is a single fault that does so twice: it is a `DUE`.
+    """
+    evaluate, token, where = task
+    held: list[pd.DataFrame] = []  # believed when something else can be finished
+    left = suspects[::-1]
+    alone = _alike(pool, 1)
+    tries = 0
+    try:
+        while left:
+            batch = left.pop()
+            try:
+                # Where this breaks, no fault is to blame.
+                alone.submit(ready, token, where).result()
+            except BrokenExecutor:
+                raise _died(pool, again=True) from None
+            try:
+                result = alone.submit(evaluate, token, where, batch).result()
+            except BrokenExecutor:
+                alone.shutdown()
+                alone = _alike(pool, 1)
+            else:
+                yield from map(_crashed, held)
+                held, finished, tries = [], True, 0
+                yield result
+                continue
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                halves = batch.iloc[middle:], batch.iloc[:middle]
+                left += [x.reset_index(drop=True) for x in halves]
+            elif tries < _TRIES - 1:
+                tries += 1
+                left.append(batch)
+            else:
+                tries = 0
+                held.append(batch)
+            if finished:
+                yield from map(_crashed, held)
+                held = []
+            elif len(held) >= _HOPELESS:
+                raise _died(pool, again=True)
+        # All that was there were crashes, and fewer than what makes one doubt.
+        yield from map(_crashed, held)
+    finally:
+        alone.shutdown()
+
+
+def _crashed(fault: pd.DataFrame) -> pd.DataFrame:
+    """Give the outcome of a fault that kills its process."""
+    row = fault.iloc[0]
+    warnings.warn(
+        f"fault {row['fault']} ({row['layer']}:{row['role']}, element {row['element']} of sample"
+        f" {row['sample']}) kills the process that evaluates it, and counts as a DUE",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    nothing = dict.fromkeys(("before", "after", "score"), np.nan)
+    return fault[["fault"]].assign(outcome="DUE", **nothing).reset_index(drop=True)
 
 
 def _until_broken(
@@ -176,17 +250,22 @@ def work(token: str, where: str | bytes, batch: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     token : str
-        Names the run.
+        Names the job.
     where : str or bytes
         The pickled job, or the file that it is in.
     batch : pandas.DataFrame
         Rows of `Plan.faults`.
     """
+    ready(token, where)
+    return evaluated(_local.engine, batch)
+
+
+def ready(token: str, where: str | bytes) -> None:
+    """Make the engine of a job on a worker's thread, where it is not there yet."""
     if getattr(_local, "token", None) != token:
         payload = Path(where).read_bytes() if isinstance(where, str) else where
         _local.engine = pickle.loads(payload).make()  # noqa: S301 - the campaign's own
         _local.token = token
-    return evaluated(_local.engine, batch)
 
 
 def evaluated(engine: Any, batch: pd.DataFrame) -> pd.DataFrame:
@@ -208,25 +287,34 @@ def evaluated(engine: Any, batch: pd.DataFrame) -> pd.DataFrame:
 def _renewed(pool: Executor, lost: int, stalled: int) -> Executor:
     """Make a pool like one that broke."""
     if type(pool) is not ProcessPoolExecutor or stalled >= _STALLED:
-        raise CampaignError(
-            f"a worker of the {type(pool).__name__} died, and the pool with it"
-            f"{', again and again' if stalled else ''}; give workers more memory, or pass a"
-            " smaller batch_size, and run the campaign again with a new pool: finished batches"
-            " are kept"
-        )
-    held = vars(pool)  # what it was made with, which it tells nobody
+        raise _died(pool, again=stalled > 0)
+    workers = vars(pool)["_max_workers"]
     warnings.warn(
-        f"a worker of the ProcessPoolExecutor died, and the pool with it: its {lost} unfinished"
-        f" batches are run in a new one of {held['_max_workers']} processes",
+        f"a worker of the ProcessPoolExecutor died, and the pool with it: a new one of {workers}"
+        f" processes goes on, and the {lost} unfinished batches are run at the end, one by one",
         RuntimeWarning,
         stacklevel=2,
     )
+    return _alike(pool, workers)
+
+
+def _alike(pool: Executor, workers: int) -> Executor:
+    held = vars(pool)  # what it was made with, which it tells nobody
     return ProcessPoolExecutor(
-        held["_max_workers"],
+        workers,
         mp_context=held["_mp_context"],
         initializer=held["_initializer"],
         initargs=held["_initargs"],
         max_tasks_per_child=held["_max_tasks_per_child"],
+    )
+
+
+def _died(pool: Executor, *, again: bool) -> CampaignError:
+    return CampaignError(
+        f"a worker of the {type(pool).__name__} died, and the pool with it"
+        f"{', again and again' if again else ''}; give workers more memory, or pass a"
+        " smaller batch_size, and run the campaign again with a new pool: finished batches"
+        " are kept"
     )
 
 

@@ -5,10 +5,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import sys
 
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from types import CellType, CodeType, FunctionType, MethodType
+from types import (
+    BuiltinFunctionType,
+    CellType,
+    ClassMethodDescriptorType,
+    CodeType,
+    FunctionType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    MethodDescriptorType,
+    MethodType,
+    MethodWrapperType,
+    ModuleType,
+    WrapperDescriptorType,
+)
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +38,18 @@ if TYPE_CHECKING:
 
 
 _PLAIN = int | float | complex | str | bytes | None | torch.dtype | torch.device
+_BUILTIN = (
+    BuiltinFunctionType
+    | ClassMethodDescriptorType
+    | MethodDescriptorType
+    | MethodWrapperType
+    | WrapperDescriptorType
+)
+# What is told of things that functions take from around them, where these may change.
+_SHALLOW = _PLAIN | FunctionType | _BUILTIN
+# In classes: they differ from one process to another, or say nothing.
+_OF_PYTHON = GetSetDescriptorType | MemberDescriptorType
+_LIBRARIES = {*sys.stdlib_module_names, "numpy", "pandas", "pystack_nb", "torch"} - {"__main__"}
 
 
 def of_model(model: torch.nn.Module) -> dict[str, str]:
@@ -103,8 +129,9 @@ def describe(thing: Any) -> str:
     """Say what an error model, a metric or a function is, alike in each process.
 
     A function is told by its name and a hash of its code, of the values that it was made with
-    (defaults and closure) and of plain values and functions that it takes from its module; an
-    object by its class and what it holds.  Their ``repr`` holds an address.
+    (defaults and closure) and of what it takes from its module, also within inner functions; an
+    object by its class, the code of that and of its bases, and what it holds.  Their ``repr``
+    holds an address.  What a library defines is told by its name.
     """
     return _Teller().tell(thing)
 
@@ -121,6 +148,7 @@ class _Teller:
     def __init__(self, *, deep: bool = True) -> None:
         self._deep = deep
         self._open: list[Any] = []
+        self._told: dict[int, tuple[Any, str]] = {}
         self._ways: list[tuple[Any, Callable[[Any], str]]] = [
             (torch.nn.Module, self._module),
             (torch.Tensor, lambda x: f"Tensor#{of_values(x)[:12]}"),
@@ -131,19 +159,34 @@ class _Teller:
             (tuple | list, lambda x: f"({', '.join(map(self.tell, x))})"),
             (MethodType, lambda x: f"{self.tell(x.__func__)} of {self.tell(x.__self__)}"),
             (FunctionType, self._function),
+            (_BUILTIN, self._builtin),
+            (ModuleType, lambda x: f"module {x.__name__}"),
+            (type, self._class),
             (object, self._object),
         ]
 
     def tell(self, thing: Any) -> str:
-        if isinstance(thing, _PLAIN | type):
+        if isinstance(thing, _PLAIN):
             return repr(thing)
+        if id(thing) in self._told:
+            return self._told[id(thing)][1]
         if any(thing is x for x in self._open):
             return "itself"
         self._open.append(thing)
         try:
-            return next(way(thing) for kind, way in self._ways if isinstance(thing, kind))
+            told = next(way(thing) for kind, way in self._ways if isinstance(thing, kind))
         finally:
             self._open.pop()
+        if isinstance(thing, FunctionType | type):
+            # Functions call each other; kept with the function, so that none gets its number.
+            self._told[id(thing)] = (thing, told)
+        return told
+
+    def _builtin(self, function: Any) -> str:
+        owner = getattr(function, "__self__", None)
+        known = owner is None or isinstance(owner, ModuleType | type)
+        of = getattr(function, "__module__", None) if known else self.tell(owner)
+        return f"builtin {function.__qualname__} of {of}"
 
     def _module(self, module: torch.nn.Module) -> str:
         weights = f"#{of_values([*module.state_dict().values()])[:12]}" if self._deep else ""
@@ -151,19 +194,29 @@ class _Teller:
 
     def _function(self, function: FunctionType) -> str:
         code = function.__code__
-        names = [x for x in code.co_names if x in function.__globals__]
-        taken = {x: function.__globals__[x] for x in names}
-        near = {
-            k: v
-            for k, v in taken.items()
-            if isinstance(v, _PLAIN)
-            or (isinstance(v, FunctionType) and v.__module__ == function.__module__)
-        }
+        taken: dict[str, Any] = {}
+        if not _is_library(function.__module__):
+            everything = function.__globals__
+            taken = {x: everything[x] for x in sorted(_names(code)) if x in everything}
+        near = {k: v for k, v in taken.items() if self._deep or isinstance(v, _SHALLOW)}
         cells = [_content(cell) for cell in function.__closure__ or ()]
-        held = [x if self._deep or isinstance(x, _PLAIN) else type(x) for x in cells]
+        held = [x if self._deep or isinstance(x, _SHALLOW) else type(x) for x in cells]
         made = self.tell((function.__defaults__, function.__kwdefaults__, held, near))
         name = f"{function.__module__}.{function.__qualname__}"
         return f"{name}#{_digest(self._code(code, made))[:12]}"
+
+    def _class(self, kind: type) -> str:
+        if not self._deep or _is_library(kind.__module__):
+            return repr(kind)
+        code = [
+            self.tell((name, _unwrapped(value)))
+            for base in kind.__mro__
+            if not _is_library(base.__module__)
+            for name, value in sorted(vars(base).items())
+            if isinstance(x := _unwrapped(value), FunctionType)
+            or not (name.startswith("__") or isinstance(x, _OF_PYTHON))
+        ]
+        return f"{kind!r}#{_digest(code)[:12]}"
 
     def _code(self, code: CodeType, made: str = "") -> Iterable[bytes | str]:
         yield code.co_code
@@ -177,17 +230,40 @@ class _Teller:
 
     def _object(self, thing: Any) -> str:
         text, kind = repr(thing), type(thing)
+        own = _is_library(kind.__module__) or not self._deep
+        code = "" if own else self.tell(kind)
         if dataclasses.is_dataclass(thing):
             fields = [x.name for x in dataclasses.fields(thing)]
             parts = [f"{x}={self.tell(getattr(thing, x))}" for x in fields]
-            return f"{kind.__qualname__}({', '.join(parts)})"
+            return f"{kind.__qualname__}({', '.join(parts)}){code}"
         if " at 0x" not in text:
-            return text
+            return f"{text}{code}"
+        if isinstance(name := getattr(thing, "__qualname__", None), str):
+            return f"{getattr(thing, '__module__', None)}.{name}"
         if not self._deep:
             return kind.__qualname__
-        methods = {k: v for k, v in vars(kind).items() if isinstance(v, FunctionType)}
-        pieces = [self.tell(methods), self.tell(getattr(thing, "__dict__", {}))]
-        return f"{kind.__qualname__}#{_digest(pieces)[:12]}"
+        held = self.tell(getattr(thing, "__dict__", {}))
+        return f"{kind.__qualname__}#{_digest([self.tell(kind), held])[:12]}"
+
+
+def _is_library(module: str | None) -> bool:
+    """Whether a module's code is told by a version, of the campaign's or of Python's."""
+    return (module or "builtins").partition(".")[0] in _LIBRARIES
+
+
+def _names(code: CodeType) -> set[str]:
+    """Give the names that a function looks up, also in comprehensions and functions within."""
+    inner = [_names(x) for x in code.co_consts if isinstance(x, CodeType)]
+    return {*code.co_names}.union(*inner)
+
+
+def _unwrapped(value: Any) -> Any:
+    """Give the function of a method of a class."""
+    if isinstance(value, staticmethod | classmethod):
+        return value.__func__
+    if isinstance(value, property):
+        return value.fget
+    return value.func if isinstance(value, functools.cached_property) else value
 
 
 def _content(cell: CellType) -> Any:

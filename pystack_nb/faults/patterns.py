@@ -82,9 +82,15 @@ class Pattern(ABC):
     ----------
     has_place : bool
         Whether the first element struck tells all the others.
+    first_drawn : bool
+        Whether which one that is hangs on chance.
     """
 
     has_place: ClassVar[bool] = False
+
+    @property
+    def first_drawn(self) -> bool:  # noqa: D102 - an attribute of the class
+        return self.has_place
 
     @abstractmethod
     def elements(self, rng: np.random.Generator, region: Region) -> Positions:
@@ -100,6 +106,10 @@ class Pattern(ABC):
     def first(self, rng: np.random.Generator, region: Region) -> int:
         """Draw as `elements` does, and give the first one; -1 if it does not tell the others."""
         return int(region.whole(self.elements(rng, region)[:1])[0]) if self.has_place else -1
+
+    def counted(self, region: Region) -> int | None:  # noqa: ARG002
+        """Give the dimension that the pattern is about, None if it is about none."""
+        return None
 
     def draw(
         self, rng: np.random.Generator, region: Region, error: ErrorModel, dtype: torch.dtype
@@ -166,16 +176,30 @@ class Channel(Pattern):
 
     def elements(self, rng: np.random.Generator, region: Region) -> Positions:
         """Give the channel's elements; see `Pattern.elements`."""
-        shape = region.free
         dim = self._dim(region)
+        return _plane(region.free, {dim: self._drawn(rng, region, dim)})
+
+    def first(self, rng: np.random.Generator, region: Region) -> int:
+        """Draw the channel, and give its first element; see `Pattern.first`."""
+        dim = self._dim(region)
+        number = self._drawn(rng, region, dim)
+        flat = number * math.prod(region.free[dim + 1 :])
+        return int(region.whole(np.array([flat]))[0])
+
+    def _drawn(self, rng: np.random.Generator, region: Region, dim: int) -> int:
+        size = region.free[dim]
         _distinct(rng, region, 1)
-        number = int(rng.integers(shape[dim])) if self.number is None else self.number
-        if not 0 <= number < shape[dim]:
+        number = int(rng.integers(size)) if self.number is None else self.number
+        if not 0 <= number < size:
             raise FaultError(
                 f"there is no channel {number} in shape {region.shape}: give one from 0 to"
-                f" {shape[dim] - 1}"
+                f" {size - 1}"
             )
-        return _plane(shape, {dim: number})
+        return number
+
+    def counted(self, region: Region) -> int:
+        """Give the dimension that counts channels."""
+        return self._dim(region)
 
     def places(self, region: Region) -> int:
         """Give the number of channels; 1 where one is chosen."""
@@ -209,6 +233,18 @@ class Row(Pattern):
         point = np.unravel_index(int(_distinct(rng, region, 1)[0]), shape)
         return _plane(shape, {i: int(at) for i, at in enumerate(point) if i != dim})
 
+    def first(self, rng: np.random.Generator, region: Region) -> int:
+        """Draw the line, and give its first element; see `Pattern.first`."""
+        dim = _dimension(self.dim, region.free)
+        step = math.prod(region.free[dim + 1 :])
+        point = int(_distinct(rng, region, 1)[0])
+        flat = point - point // step % region.free[dim] * step
+        return int(region.whole(np.array([flat]))[0])
+
+    def counted(self, region: Region) -> int:
+        """Give the dimension along which the line runs."""
+        return _dimension(self.dim, region.free)
+
     def places(self, region: Region) -> int:
         """Give the number of lines."""
         dim = _dimension(self.dim, region.free)
@@ -228,6 +264,10 @@ class Everywhere(Pattern):
     def places(self, region: Region) -> int:  # noqa: ARG002
         """Give 1: the tensor as a whole is struck."""
         return 1
+
+    @property
+    def first_drawn(self) -> bool:  # noqa: D102 - an attribute of the class
+        return False
 
     def first(self, rng: np.random.Generator, region: Region) -> int:  # noqa: ARG002
         """Give 0."""

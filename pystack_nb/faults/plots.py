@@ -71,7 +71,12 @@ def plot_layers(summary: pd.DataFrame, confidence: float, *, ax: Axes | None = N
 
 
 def plot_bits(
-    summary: pd.DataFrame, confidence: float, dtypes: list[str], *, ax: Axes | None = None
+    summary: pd.DataFrame,
+    confidence: float,
+    dtypes: list[str],
+    *,
+    ax: Axes | None = None,
+    empty: str = "no bits were struck",
 ) -> Figure:
     """Draw a column for each bit, the most significant one first.
 
@@ -85,6 +90,8 @@ def plot_bits(
         Types of the elements; where there is one its fields are named.
     ax : matplotlib.axes.Axes, optional
         As for `plot_layers`.
+    empty : str, optional
+        What to say where there is no bit.
 
     Returns
     -------
@@ -108,7 +115,7 @@ def plot_bits(
     ax.set_xlabel("bit, 0 is the least significant")
     ax.set_ylabel(f"rate in %, with {confidence:.0%} intervals")
     if not len(summary):
-        ax.text(0.5, 0.5, "no bits were struck", transform=ax.transAxes, ha="center", va="center")
+        ax.text(0.5, 0.5, empty, transform=ax.transAxes, ha="center", va="center")
     if len(dtypes) == 1 and len(summary):
         _name_fields(ax, dtypes[0], top)
     return _finished(ax, "y")

@@ -6,6 +6,7 @@ import json
 import math
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from pystack_nb.errors import CampaignError, ExportPathError
+from pystack_nb.faults.patterns import BitErrorRate, Element, ElementErrorRate
 from pystack_nb.faults.reweighting import Reweighted, reweight
 from pystack_nb.faults.statistics import Estimate, stratified, wilson_limits
 
@@ -25,11 +27,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from pystack_nb.faults.patterns import Pattern
+
 OUTCOMES = ("masked", "SDC", "DUE")
 
 
 class Analysis(ABC):
     """Everything that is computed from outcomes, without another injection."""
+
+    pattern: Pattern | None = None
 
     @property
     @abstractmethod
@@ -126,7 +132,7 @@ class Analysis(ABC):
         Returns
         -------
         Estimate
-            With the finite population correction, since no fault is drawn twice; see
+            With the finite population correction where no fault is drawn twice; see
             `stratified` for the interval.  A proportional sample of fewer faults than strata
             is a plain random one, and counts as one stratum.
         """
@@ -156,6 +162,8 @@ class Analysis(ABC):
     ) -> Reweighted:
         """Weight the rates of layers by how long their bits were exposed; see `reweight`.
 
+        With a pattern the rates are per event that strikes it, and not per upset.
+
         Parameters
         ----------
         exposure : pandas.DataFrame
@@ -172,8 +180,26 @@ class Analysis(ABC):
         -------
         Reweighted
             Per layer and in total; no fault is injected for it.
+
+        Raises
+        ------
+        CampaignError
+            As `reweight`, and if the campaign's pattern is an error rate, which strikes whole
+            tensors; or if it is another one and there is an upset rate.
         """
-        return reweight(
+        if isinstance(self.pattern, ElementErrorRate | BitErrorRate):
+            raise CampaignError(
+                f"{self.pattern} strikes all of a tensor at once, so that its rates can't be"
+                " weighted by exposure, which is for single upsets; run a campaign without a"
+                " pattern"
+            )
+        single = isinstance(self.pattern, Element | None)
+        if upset_rate is not None and not single:
+            raise CampaignError(
+                f"an upset rate is of single bits, and {self.pattern} strikes several elements:"
+                " leave upset_rate away, or run a campaign without a pattern"
+            )
+        found = reweight(
             self._counts(),
             self.strata,
             exposure,
@@ -181,6 +207,7 @@ class Analysis(ABC):
             upset_rate=upset_rate,
             confidence=self.confidence if confidence is None else confidence,
         )
+        return found if single else replace(found, cause=f"event of {self.pattern}")
 
     def _counts(self) -> pd.DataFrame:
         results, rows = self.results, len(self.strata)
@@ -202,7 +229,15 @@ class Analysis(ABC):
         from pystack_nb.faults import plots  # noqa: PLC0415 - matplotlib, only when it is drawn
 
         dtypes = self.strata.set_index("stratum")["dtype"]
-        return plots.plot_bits(self.summary("bit"), self.confidence, list(dtypes.unique()), ax=ax)
+        return plots.plot_bits(
+            self.summary("bit"),
+            self.confidence,
+            list(dtypes.unique()),
+            ax=ax,
+            empty="no bits were struck"
+            if self.pattern is None
+            else 'bits of patterns are not told apart: pass per="layer,bit"',
+        )
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write `results` as CSV."""

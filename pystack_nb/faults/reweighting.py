@@ -52,6 +52,8 @@ class Reweighted:
         ``upset_rate sum(E_i p_i)`` with its interval, where the user gave a rate: the number by
         which variants are compared.  It is for one of the recorded forwards with the batch that
         this had; divide it by the batch's size for the events of a sample.
+    cause : str
+        What the rates are per: an upset, or an event that strikes a pattern of elements.
     """
 
     layers: pd.DataFrame
@@ -59,9 +61,10 @@ class Reweighted:
     event: str
     covered: float
     events_per_inference: Estimate | None = None
+    cause: str = "upset"
 
     def __repr__(self) -> str:
-        lines = [f"exposure-weighted {self.event} rate per upset: {self.total}"]
+        lines = [f"exposure-weighted {self.event} rate per {self.cause}: {self.total}"]
         if self.covered < 1 - 1e-9:
             lines.append(f"the campaign covers {self.covered:.1%} of the exposure")
         if self.events_per_inference is not None:

@@ -24,12 +24,11 @@ _COLUMNS = ["layer", "type", "call", "role", "kind", "shape", "dtype", "elements
 
 
 def sites(model: torch.nn.Module, *inputs: Any, **kw: Any) -> pd.DataFrame:
-    """List every layer's tensors, by running the model once.
+    """List every layer's tensors, by running the model once, and once with one sample more.
 
     The model, its buffers, its modules' attributes, its gradients and all random generators are
     afterwards as they were before; it runs in the mode that it is in, on copies of the example.
-    Where the sizes of tensors leave open which of their dimensions counts the samples, as with
-    an example of a single one, the model runs a second time with one more.
+    The second run tells which dimension of a tensor counts the samples: sizes may coincide.
 
     Parameters
     ----------
@@ -57,9 +56,8 @@ def sites(model: torch.nn.Module, *inputs: Any, **kw: Any) -> pd.DataFrame:
         * ``shape`` (tuple), ``dtype`` (torch.dtype);
         * ``elements``: number of elements, for neurons of one sample;
         * ``bits``: stored bits of an element; 0 if faults can't strike this type;
-        * ``batch_dim``: the dimension that counts samples, -1 for none. If the model would
-          have to run with one sample more to tell and can't, it is 0 where that dimension has
-          the size of the inputs';
+        * ``batch_dim``: the dimension that counts samples, -1 for none. If the model can't run
+          with one sample more, it is 0 where that dimension has the size of the inputs';
         * ``same_as``: empty, or the earlier site (``layer:call:role``) that is this very
           tensor. Each tensor counts once among the rows where it is empty: choose from those
           what a random fault may strike.
@@ -80,10 +78,7 @@ def sites(model: torch.nn.Module, *inputs: Any, **kw: Any) -> pd.DataFrame:
     """
     ran = trace(model, inputs, kw)
     samples, larger = _one_more(inputs, kw)
-    if _sizes_tell(ran, samples):
-        dims = _dims_of_size(ran, samples)
-    else:
-        dims = _batch_dims(ran, _run_again(model, larger), samples)
+    dims = _batch_dims(ran, _run_again(model, larger), samples)
     found: dict[str, tuple[Layer, list[Row]]] = {}
     for call in ran.calls:
         _, rows = found.setdefault(call.layer.name, (call.layer, []))
@@ -141,23 +136,6 @@ def _one_more(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, Any]:
                 return samples, None
             whole = structures.replaced(whole, path, grown)
     return samples, whole
-
-
-def _sizes_tell(ran: Trace, samples: int) -> bool:
-    """Whether a dimension of as many elements as there are samples can be no other one."""
-    weights = (slot.open().shape for layer in ran.layers.values() for slot in layer.slots.values())
-    return (
-        samples > 1
-        and all(samples not in shape for shape in weights)
-        and all(shape.count(samples) <= 1 for shape in _shapes(ran).values())
-    )
-
-
-def _dims_of_size(ran: Trace, samples: int) -> dict[tuple[str, int, str], int]:
-    return {
-        site: shape.index(samples) if samples in shape else -1
-        for site, shape in _shapes(ran).items()
-    }
 
 
 def _shapes(ran: Trace | None) -> dict[tuple[str, int, str], tuple[int, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
@@ -16,6 +17,11 @@ from pystack_nb.faults.padding import padded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_WANTED = {"benchmark": False, "deterministic": True}
+_changing = threading.Lock()
+_found: list[tuple[str, bool]] = []
+_users: list[None] = []
 
 
 @contextmanager
@@ -78,16 +84,27 @@ def _generators_kept() -> Iterator[None]:
 
 @contextmanager
 def repeatable(device: torch.device) -> Iterator[None]:
-    """Keep cuDNN from choosing its algorithms by chance or by what was quickest this time."""
+    """Keep cuDNN from choosing its algorithms by chance or by what was quickest this time.
+
+    Any number of these may be open, in any threads, and end in any order: the last one puts
+    back what the first one found.
+    """
     if device.type != "cuda":
         yield
         return
-    flags, wanted = torch.backends.cudnn, {"benchmark": False, "deterministic": True}
-    before = {name: getattr(flags, name) for name in wanted}
+    flags = torch.backends.cudnn
+    with _changing:
+        if not _found:
+            _found.extend((name, getattr(flags, name)) for name in _WANTED)
+            for name, value in _WANTED.items():
+                setattr(flags, name, value)
+        _users.append(None)
     try:
-        for name, value in wanted.items():
-            setattr(flags, name, value)
         yield
     finally:
-        for name, value in before.items():
-            setattr(flags, name, value)
+        with _changing:
+            _users.pop()
+            if not _users:
+                for name, value in _found:
+                    setattr(flags, name, value)
+                _found.clear()

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     Columns = dict[str, NDArray[Any]]
 
+_PIECE = 64  # faults looked at together, where others came twice
+
 
 @dataclass(frozen=True)
 class Stratum:
@@ -60,6 +62,8 @@ class Stratum:
         one is and masks tell what becomes of it.
     shapes : tuple of tuple of int
         Of the tensor in each call, for one sample; needed where there is a pattern.
+    batch_dims : tuple of int
+        The dimension of each that counts samples; -1 for none.
     """
 
     number: int
@@ -74,6 +78,7 @@ class Stratum:
     samples: int
     pattern: Pattern | None = None
     shapes: tuple[tuple[int, ...], ...] = ()
+    batch_dims: tuple[int, ...] = ()
 
     @property
     def places(self) -> tuple[int, ...]:
@@ -85,15 +90,22 @@ class Stratum:
     @property
     def regions(self) -> tuple[Region, ...]:
         """The tensor of each call."""
-        return tuple(Region.of(x, weight=self.kind == "weight") for x in self.shapes)
+        weight = self.kind == "weight"
+        return tuple(
+            Region.of(x, weight=weight, batch=d)
+            for x, d in zip(self.shapes, self.batch_dims, strict=True)
+        )
 
     @property
     def weight(self) -> float:
         """Different faults on one sample: the stratum's size among the others.
 
         These are its places times what the error model may do to one element, where that is a
-        number.
+        number and one element is struck.  Where a pattern strikes several together, an event at
+        each place is as likely as at another, whatever type is struck: it is the places.
         """
+        if not isinstance(self.pattern, Element | None):
+            return sum(self.places)
         choices = self.error.faults_per_element(self.dtype)
         return sum(self.places) * (1 if math.isinf(choices) else choices)
 
@@ -127,16 +139,23 @@ class Stratum:
             np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(self.number,)))
         )
         draw_some = self._chunk if self.pattern is None else self._seeded
-        kept: Columns = draw_some(rng, 0)
+        kept: Columns = self._placed(draw_some(rng, 0))
         chunk = 256
         # Chunks have the same sizes however many faults are wanted, so that a longer sample
         # continues a shorter one.
         while len(kept["bit"]) < count:
-            more = draw_some(rng, chunk)
-            kept = {x: np.concatenate([kept[x], more[x]]) for x in more}
-            if math.isfinite(self.population):
-                first = _first(kept)
-                kept = {x: values[first] for x, values in kept.items()}
+            drawn, at = draw_some(rng, chunk), 0
+            while at < chunk and len(kept["bit"]) < count:
+                wanted = count - len(kept["bit"])
+                # A pattern's first element takes long to find: not of more than are wanted.
+                some = wanted if at == 0 else max(wanted, _PIECE)
+                end = chunk if self.pattern is None else at + some
+                more = self._placed({x: values[at:end] for x, values in drawn.items()})
+                kept = {x: np.concatenate([kept[x], more[x]]) for x in more}
+                if math.isfinite(self.population):
+                    first = _first(kept)
+                    kept = {x: values[first] for x, values in kept.items()}
+                at = end
             chunk *= 2
         return {x: values[:count] for x, values in kept.items()}
 
@@ -158,20 +177,16 @@ class Stratum:
         }
 
     def _seeded(self, rng: np.random.Generator, count: int) -> Columns:
-        assert self.pattern is not None  # noqa: S101 - asked for only where there is one
-        ends, regions = np.cumsum(self.places), self.regions
+        ends = np.cumsum(self.places)
         place = rng.integers(ends[-1], size=count)
         sample = rng.integers(self.samples, size=count)
-        seed = rng.integers(2**63, size=count)
+        # Below 2**53, which JSON's readers keep as it is.
+        seed = rng.integers(2**53, size=count)
         call = np.searchsorted(ends, place, side="right")
-        first = [
-            self.pattern.first(streams(s, 1)[0], regions[c])
-            for s, c in zip(seed.tolist(), call, strict=True)
-        ]
         nothing = Drawn.of(count)
         return {
             "call": np.array(self.calls, np.int64)[call],
-            "element": np.array(first, np.int64),
+            "element": call.astype(np.int64),  # its place; `_placed` finds the element
             "sample": sample,
             "and_mask": nothing.and_mask,
             "or_mask": nothing.or_mask,
@@ -180,6 +195,21 @@ class Stratum:
             "bit": np.full(count, self.bit),
             "seed": seed,
         }
+
+    def _placed(self, drawn: Columns) -> Columns:
+        """Find the first elements of what `_seeded` drew."""
+        if self.pattern is None:
+            return drawn
+        regions, call, seed = self.regions, drawn["element"].tolist(), drawn["seed"].tolist()
+        if self.pattern.first_drawn:
+            first = [
+                self.pattern.first(streams(s, 1)[0], regions[c])
+                for s, c in zip(seed, call, strict=True)
+            ]
+        else:
+            fixed = [self.pattern.first(np.random.default_rng(0), x) for x in regions]
+            first = [fixed[c] for c in call]
+        return drawn | {"element": np.array(first, np.int64)}
 
 
 def _first(columns: Columns) -> NDArray[np.int64]:
@@ -238,6 +268,7 @@ def stratify(
         layer, role, kind, name = cast("tuple[str, str, str, str]", key)
         dtype = as_dtype(name)
         shapes = () if pattern is None else tuple(_of_one_sample(x) for x in rows.itertuples())
+        dims = () if pattern is None else tuple(map(_batch_dim, rows.itertuples()))
         for bit, model in _models(error, dtype, per):
             found.append(
                 Stratum(
@@ -253,6 +284,7 @@ def stratify(
                     samples=samples,
                     pattern=pattern,
                     shapes=shapes,
+                    batch_dims=dims,
                 )
             )
         if pattern is not None:
@@ -273,14 +305,19 @@ def _of_one_sample(site: Any) -> tuple[int, ...]:
             "a pattern needs the shapes of tensors, and this table of sites has none; pass rows"
             " of faults.sites(model, inputs)"
         ) from None
-    if 0 <= (dim := int(getattr(site, "batch_dim", -1))) < len(shape):
+    if 0 <= (dim := _batch_dim(site)) < len(shape):
         shape[dim] = 1
     return tuple(shape)
+
+
+def _batch_dim(site: Any) -> int:
+    return int(getattr(site, "batch_dim", -1))
 
 
 def _check_fits(pattern: Pattern, stratum: Stratum) -> None:
     try:
         for region in stratum.regions:
+            _check_dimension(pattern, region)
             pattern.places(region)
             pattern.draw(np.random.default_rng(0), region, stratum.error, stratum.dtype)
     except FaultError as error:
@@ -288,6 +325,15 @@ def _check_fits(pattern: Pattern, stratum: Stratum) -> None:
             f"{pattern} does not fit the {stratum.role} of layer {stratum.layer!r}: {error}; or"
             " pass as sites those rows of faults.sites(model, inputs) that it fits"
         ) from None
+
+
+def _check_dimension(pattern: Pattern, region: Region) -> None:
+    # What has one element is struck wholly, whichever dimension it is.
+    if region.size > 1 and pattern.counted(region) == region.batch:
+        raise FaultError(
+            f"dimension {region.batch} counts the samples here: give"
+            f" {type(pattern).__name__}(dim=-1), or another dimension"
+        )
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:

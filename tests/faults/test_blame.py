@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+from contextlib import nullcontext
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,6 +18,7 @@ from pystack_nb import faults
 from pystack_nb.errors import CampaignError
 from pystack_nb.faults.blame import MemoryShortageError, check_blame
 from pystack_nb.faults.engine import Engine, EngineData
+from pystack_nb.faults.engine_neurons import NeuronSweep
 from pystack_nb.faults.engine_program import Program
 
 
@@ -119,11 +124,76 @@ def test_a_weight_fault_without_memory_has_no_outcome(monkeypatch, error):
         engine.evaluate(table)
 
 
-def test_what_the_processor_can_not_allocate_is_a_shortage():
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(2**50)
+def physical_memory():
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("part", [0.5, 1.0])
+def test_what_the_processor_can_not_allocate_now_is_a_shortage(part):
+    size = int(part * physical_memory())
+    text = f"DefaultCPUAllocator: can't allocate memory: you tried to allocate {size} bytes. Error"
     with pytest.raises(MemoryShortageError, match="memory ran out on cpu"):
-        check_blame(caught.value, torch.device("cpu"))
+        check_blame(RuntimeError(text), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("allocate", [torch.empty, np.empty])
+def test_what_no_machine_could_allocate_is_an_outcome(allocate):
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        allocate(2**50)
+    check_blame(caught.value, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("asked", "raises"), [("79.00 GiB", True), ("3.64 TiB", False)])
+def test_on_a_gpu_its_own_memory_counts(monkeypatch, asked, raises):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**30, 80 * 2**30))
+    error = torch.cuda.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {asked}. GPU 0")
+    expected = pytest.raises(MemoryShortageError) if raises else nullcontext()
+    with expected:
+        check_blame(error, torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+    ],
+    ids=str,
+)
+def test_libraries_of_a_gpu_that_can_not_allocate_are_short_of_memory(error):
+    with pytest.raises(MemoryShortageError):
+        check_blame(error, torch.device("cuda"))
+
+
+class Sized(nn.Module):
+    """Makes a tensor whose size is a number that a fault may change."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x):
+        y = self.linear(x)
+        return y + torch.zeros(int(y.abs().max().clamp(1, 1e15)))[0]
+
+
+@pytest.mark.parametrize("kind", ["neurons", "weights"])
+def test_a_campaign_ends_whose_faults_ask_for_absurd_memory(kind):
+    campaign = faults.Campaign(
+        Sized().eval(), samples(), faults.BitFlip(bit=30), kind, seed=0, faults=20
+    )
+    assert "DUE" in set(campaign.run(progress=False)["outcome"])
+
+
+def test_a_batch_that_asks_for_absurd_memory_is_run_one_by_one(monkeypatch):
+    net, (inputs, labels) = perceptron(), samples()
+    data = (inputs, labels)
+    table = faults.Campaign(net, data, sites="neurons", seed=0, faults=50).plan().faults
+    right = Engine(net, EngineData([inputs], labels)).evaluate(table)
+    monkeypatch.setattr(NeuronSweep, "_strike", lambda *_: torch.empty(2**50))
+    engine = Engine(net, EngineData([inputs], labels), batch_size=8)
+    pd.testing.assert_frame_equal(engine.evaluate(table), right, check_exact=True)
 
 
 def test_an_exception_on_a_device_that_works_is_an_outcome(monkeypatch):

@@ -348,7 +348,7 @@ def test_processes_give_the_same_results_and_a_dead_one_costs_its_unfinished_bat
     monkeypatch.setattr(campaigns.Store, "append", append)
     with (
         ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool,
-        pytest.warns(RuntimeWarning, match="unfinished batches are run in a new one of 2"),
+        pytest.warns(RuntimeWarning, match="a new one of 2 .*unfinished batches"),
     ):
         same(run(one, pool), expected)
     assert killed
@@ -362,11 +362,49 @@ def test_a_batch_that_kills_each_worker_ends_in_an_error_and_others_are_kept(
     one = campaign(metric=dies_of_some, path=tmp_path)
     one._plan = campaign()._planned(None, progress=False)
     with (
-        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
-        pytest.warns(RuntimeWarning, match="in a new one of 1"),
+        ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool,
+        pytest.warns(RuntimeWarning, match="a new one of 1"),
         pytest.raises(CampaignError, match=r"again and again.*with a new pool: finished batches"),
     ):
         run(one, pool)
+
+
+class Dies(torch.nn.Module):
+    """Ends its process, but for this one, where a number is huge."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 3)
+        self.home = os.getpid()
+
+    def forward(self, x):
+        y = self.linear(x)
+        if os.getpid() != self.home and y.abs().max() > 1e30:
+            os._exit(1)
+        return y
+
+
+@pytest.mark.filterwarnings("ignore:a worker of")
+def test_a_fault_that_kills_each_worker_is_a_due_and_the_others_go_on(monkeypatch, tmp_path):
+    monkeypatch.setattr(campaigns, "_BATCH", (8, 8))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Dies().eval()
+    options = {"net": net, "faults": 60, "seed": 5, "sites": "neurons", "error_model": BitFlip()}
+    alone = campaign(**options)
+    expected = run(alone)
+    assert 0 < (expected["after"].abs() > 1e30).sum() < 10
+    one = campaign(**options, path=tmp_path)
+    with (
+        ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool,
+        pytest.warns(RuntimeWarning, match=r"fault \d+ .*kills the process.* DUE"),
+    ):
+        found = run(one, pool)
+    kills = found["after"].isna() & expected["after"].notna()
+    assert (expected["after"][kills].abs() > 1e30).all()
+    assert set(found["outcome"][kills]) == {"DUE"}
+    same(found[~kills], expected[~kills])
+    assert len(run(campaign(**options, path=tmp_path))) == 60
 
 
 def dies_of_some(golden, faulty, label):

@@ -1,5 +1,6 @@
 """Campaigns whose faults a seed tells each: patterns, noise, functions."""
 
+import dataclasses
 import threading
 
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -13,9 +14,11 @@ import torch
 
 from pystack_nb.errors import CampaignError, FaultError
 from pystack_nb.faults import campaign as campaigns
+from pystack_nb.faults import plan
 from pystack_nb.faults.campaign import Campaign
 from pystack_nb.faults.fault import Fault
 from pystack_nb.faults.injection import inject
+from pystack_nb.faults.metrics import Exact
 from pystack_nb.faults.models import (
     BitFlip,
     Custom,
@@ -32,6 +35,7 @@ from pystack_nb.faults.patterns import (
     Element,
     ElementErrorRate,
     Everywhere,
+    Region,
     Row,
     Several,
 )
@@ -132,6 +136,23 @@ def test_a_larger_sample_starts_with_the_smaller_one():
     same(one, other.head(30))
 
 
+@pytest.mark.parametrize("pattern", [Channel(), Row(), Everywhere()])
+def test_a_larger_sample_of_a_pattern_looks_at_no_more_faults_than_it_needs(monkeypatch, pattern):
+    net = torch.nn.Conv2d(1, 16, 3, padding=1).eval()
+    data = nets.samples(40, (1, 8, 8))
+    table = sites(net, data[0][:1]).query("role == 'output'")
+    first, looked = type(pattern).first, []
+    monkeypatch.setattr(type(pattern), "first", lambda *args: looked.append(1) or first(*args))
+    options = {"net": net, "data": data, "sites": table, "metric": Exact()}
+    small = plan.make((one := campaign(Zero(), pattern, **options))._strata, one.design, 1)
+    looked.clear()
+    design = dataclasses.replace(one.design, faults=5)
+    few = plan.make(one._strata, design, 1)
+    assert len(looked) <= 2 * 64
+    wanted = len(few.faults)
+    same(few.faults, small.faults.head(wanted))
+
+
 def test_the_population_of_a_pattern_counts_its_places():
     def populations(error, pattern, **options):
         strata = campaign(error, pattern, per="layer", faults=100, **options).plan().strata
@@ -221,6 +242,15 @@ def test_a_function_that_draws_elsewhere_is_refused():
         run(campaign(error))
 
 
+def test_a_function_that_draws_elsewhere_is_refused_also_if_the_first_fault_strikes_nothing():
+    generator = np.random.default_rng(0)
+    error = Custom(lambda values, _: values + float(generator.random()))
+    one = campaign(error, ElementErrorRate(0.05), sites="neurons")
+    table = plan.make(one._strata, one.design, one.seed).faults
+    with pytest.raises(FaultError, match="draw from the generator that it is given"):
+        one._own().evaluate(table)
+
+
 @pytest.mark.parametrize("kind", ["neurons", "weights"])
 def test_a_function_that_fails_is_no_outcome_and_leaves_the_model_as_it_was(kind):
     def fails(values, rng):
@@ -254,3 +284,88 @@ def test_a_function_that_cannot_be_sent_says_so():
 def test_a_pattern_that_does_not_fit_is_refused(error, pattern, told):
     with pytest.raises(CampaignError, match=told):
         campaign(error, pattern)
+
+
+def sequences():
+    """Give a model whose batch comes second, within, and its data."""
+    torch.manual_seed(0)
+    return Sequences().eval(), (torch.randn(6, 7, 8), torch.randint(3, (6,)))
+
+
+class Sequences(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = torch.nn.TransformerEncoderLayer(8, 2, 16)
+        self.lstm = torch.nn.LSTM(8, 5)
+        self.last = torch.nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.last(self.lstm(self.encoder(x.transpose(0, 1)))[0][-1])
+
+
+@pytest.mark.parametrize("layer", ["encoder", "lstm"])
+def test_no_pattern_takes_samples_for_channels(layer):
+    net, data = sequences()
+    table = sites(net, data[0][:1]).query(f"layer == '{layer}' and role.str.startswith('output')")
+    table = table.head(1)
+    assert table["batch_dim"].tolist() == [1]
+    for pattern in (Channel(), Row(1)):
+        with pytest.raises(CampaignError, match=r"dimension 1 counts the samples here: give"):
+            campaign(Zero(), pattern, net, data, sites=table)
+    strata = campaign(Zero(), Channel(dim=-1), net, data, sites=table).plan().strata
+    assert strata["population"].tolist() == [6 * table["shape"].iloc[0][-1]]
+
+
+@pytest.mark.parametrize("pattern", [Channel(), Channel(2), Channel(dim=-1), Row(), Row(0), Row(1)])
+@pytest.mark.parametrize("batch", [None, 0, 1])
+def test_the_first_element_of_a_pattern_is_that_of_all_it_draws(pattern, batch):
+    region = Region((4, 3, 5), 1, batch or 0, None if batch is None else 2)
+    if pattern == Channel(2) and batch == 1:
+        region = Region((3, 4, 5), 0, 1, 2)
+    for seed in range(30):
+        one, other = np.random.default_rng(seed), np.random.default_rng(seed)
+        drawn = region.whole(pattern.elements(one, region))
+        assert pattern.first(other, region) == drawn[0]
+        assert one.bit_generator.state == other.bit_generator.state
+
+
+def test_a_place_weighs_the_same_whatever_type_it_has():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 3).double()).eval()
+    net[0].register_forward_hook(lambda _, __, y: y.double())
+    for pattern, wanted in [(Everywhere(), {1.0}), (ElementErrorRate(0.1), {1.0}), (None, None)]:
+        strata = campaign(BitFlip(), pattern, net, sites="weights", faults=40).plan().strata
+        weight = strata.set_index(["layer", "role"])["weight"]
+        if wanted is None:
+            assert weight["1", "bias"] / weight["0", "bias"] == 64 * 3 / (32 * 4)
+        else:
+            assert set(weight) == wanted
+
+
+def exposed():
+    return pd.DataFrame({"layer": ["first", "last"], "bit_seconds": [1.0, 2.0]})
+
+
+def test_rates_of_patterns_are_not_those_of_upsets():
+    one = campaign(Zero(), Everywhere())
+    run(one)
+    assert "SDC rate per event of Everywhere()" in repr(one.reweight(exposed()))
+    with pytest.raises(CampaignError, match="leave upset_rate away"):
+        one.reweight(exposed(), upset_rate=1e-6)
+    one = campaign(BitFlip(), Element())
+    run(one)
+    assert "SDC rate per upset" in repr(one.reweight(exposed(), upset_rate=1e-6))
+    one = campaign(BitFlip(), BitErrorRate(0.1))
+    run(one)
+    with pytest.raises(CampaignError, match="run a campaign without a pattern"):
+        one.reweight(exposed())
+
+
+def test_a_plot_says_that_bits_of_patterns_are_not_told_apart():
+    one = campaign(BitFlip(), Channel())
+    run(one)
+    texts = [x.get_text() for x in one.plot_bits().axes[0].texts]
+    assert any('pass per="layer,bit"' in x for x in texts)
+
+
+def test_seeds_are_numbers_that_json_keeps():
+    assert (campaign(BitFlip(), Channel()).plan().faults["seed"] < 2**53).all()

@@ -1,19 +1,25 @@
 """What tells one campaign from another."""
 
+import dataclasses
 import functools
 
 import nets
 import pytest
 import torch
 
+from pystack_nb.errors import CampaignError
 from pystack_nb.faults import fingerprint
 from pystack_nb.faults.campaign import Campaign
 from pystack_nb.faults.metrics import Tolerance, Top1
+from pystack_nb.faults.models import Custom
+from pystack_nb.faults.patterns import Pattern
 from pystack_nb.faults.protection_ranges import Ranger
 from pystack_nb.faults.protection_scope import protect
 
 
 LIMIT = 1.0
+LIMITS = (torch.ones(2), {"a": [2]})
+OPERATION = torch.neg
 
 
 class Scaled(torch.nn.Module):
@@ -109,11 +115,76 @@ def test_metrics_are_told_by_what_they_were_made_with(one, other):
     assert fingerprint.describe(one) != fingerprint.describe(other)
 
 
-def test_a_metric_is_told_by_plain_values_of_its_module(monkeypatch):
-    before = fingerprint.describe(above_global)
-    assert before == fingerprint.describe(above_global)
-    monkeypatch.setitem(globals(), "LIMIT", 2.0)
-    assert fingerprint.describe(above_global) != before
+@pytest.mark.parametrize(
+    ("function", "name", "other"),
+    [
+        (above_global, "LIMIT", 2.0),
+        (above_global, "LIMIT", (2.0,)),
+        (above_global, "LIMIT", torch.ones(1)),
+        (lambda x: [LIMIT for _ in x], "LIMIT", 2.0),
+        (lambda: lambda: LIMIT, "LIMIT", 2.0),
+        (lambda: LIMITS, "LIMITS", (torch.zeros(2), {"a": [2]})),
+        (lambda: LIMITS, "LIMITS", (torch.ones(2), {"a": [1]})),
+        (lambda x: -OPERATION(x), "OPERATION", torch.zeros_like),
+        (lambda x: -OPERATION(x), "OPERATION", torch.Tensor.neg),
+    ],
+)
+def test_a_function_is_told_by_what_it_takes_from_its_module(monkeypatch, function, name, other):
+    before = fingerprint.describe(function)
+    assert before == fingerprint.describe(function)
+    monkeypatch.setitem(globals(), name, other)
+    assert fingerprint.describe(function) != before
+
+
+def operated(operation):
+    return Custom(lambda values, _: operation(values))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (torch.neg, torch.zeros_like),
+        (torch.Tensor.neg, torch.Tensor.abs),
+        (torch.ones(1).mul, torch.zeros(1).mul),
+        (torch.nn.functional.relu6, torch.nn.functional.hardtanh),
+    ],
+)
+def test_a_function_is_told_by_the_operations_in_its_closure(one, other):
+    assert fingerprint.describe(operated(one)) == fingerprint.describe(operated(one))
+    assert fingerprint.describe(operated(one)) != fingerprint.describe(operated(other))
+
+
+def chosen(first, base=False):
+    """Make a pattern whose classes differ in their code alone."""
+
+    class Base(Pattern):
+        pass
+
+    Base.begin = (lambda _: 1) if base else (lambda _: 0)
+
+    @dataclasses.dataclass(frozen=True)
+    class Mine(Base):
+        count: int = 1
+
+        def elements(self, rng, region):
+            raise NotImplementedError
+
+    Mine.elements = (lambda *_: [0]) if first else (lambda *_: [1])
+    return Mine()
+
+
+def test_a_pattern_of_the_user_is_told_by_its_code_and_its_bases():
+    told = {fingerprint.describe(chosen(*x)) for x in [(0, 0), (1, 0), (0, 1), (1, 1), (0, 0)]}
+    assert len(told) == 4
+
+
+def test_a_folder_of_another_operation_is_refused(tmp_path):
+    for operation in (torch.neg, torch.neg):
+        data = {"error_model": operated(operation), "path": tmp_path}
+        Campaign(nets.perceptron(), nets.samples(), **data, seed=0, faults=9).run(progress=False)
+    data["error_model"] = operated(torch.zeros_like)
+    with pytest.raises(CampaignError, match="error_model"):
+        Campaign(nets.perceptron(), nets.samples(), **data, seed=0, faults=9).run(progress=False)
 
 
 def test_what_holds_itself_is_told():

@@ -157,11 +157,11 @@ def test_looking_puts_plain_attributes_back():
     assert "last" not in model.__dict__
 
 
-@pytest.mark.parametrize(("samples", "ran"), [(3, [3]), (4, [4, 5]), (1, [1, 2])])
-def test_the_model_runs_once_where_sizes_tell_which_dimension_is_the_batch(samples, ran):
+@pytest.mark.parametrize("samples", [3, 4, 1])
+def test_the_model_runs_once_more_with_one_sample_more(samples):
     counted.clear()
     frame = sites(Remembers(), torch.randn(samples, 4))
-    assert counted == ran
+    assert counted == [samples, samples + 1]
     assert only(frame, kind="neuron")["batch_dim"].tolist() == [0] * 4
 
 
@@ -370,3 +370,23 @@ def test_a_model_whose_shapes_are_not_known_yet_is_listed_after_its_first_run():
     with pytest.raises(FaultError, match="run the model once"):
         sites(model, torch.ones(2, 4))
     assert torch.nn.parameter.is_lazy(model.weight)
+
+
+class Folded(nn.Module):
+    """Takes a sample's steps for samples, as models of videos do."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.AvgPool1d(4)
+        self.table = nn.Embedding(10, 5)
+
+    def forward(self, x):
+        return self.pool(x.flatten(0, 1)).sum() + self.table(torch.arange(4)).sum()
+
+
+@pytest.mark.parametrize("samples", range(1, 9))
+def test_no_dimension_counts_samples_by_its_size_alone(samples):
+    frame = sites(Folded(), torch.ones(samples, 3, 4, 8)).query("kind == 'neuron'")
+    found = frame.set_index(["layer", "role"])["batch_dim"]
+    assert found["pool", "output"] == -1
+    assert found["table", "output"] == -1
