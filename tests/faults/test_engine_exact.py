@@ -66,3 +66,52 @@ class TestWeightsStruckInSeveralChannelsAtATime:
         )
         net[0].bias = nn.Parameter(net[0].weight.data.view(-1)[:6])
         check(net, inputs, Exact(), faults=of_weights(net, inputs, 400))
+
+
+class Weighted(nn.Module):
+    """Adds tensors with a factor, which vector instructions round once and others twice."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.first, self.last, self.kind = nn.Identity(), nn.Identity(), kind
+
+    def forward(self, x):
+        x = self.first(x)
+        if self.kind == "add":
+            x = torch.add(x, x.abs(), alpha=0.3)
+        elif self.kind == "sub":
+            x = torch.sub(x, x.flip(-1), alpha=0.3)
+        else:
+            x = torch.add(x, 1.7, alpha=0.3)
+        return self.last(x)
+
+
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.same = nn.Identity()
+
+    def forward(self, x):
+        z = torch.view_as_complex(self.same(x))
+        return torch.view_as_real(z * z.flip(-1)).flatten(1)
+
+
+class TestOperationsThatRoundARowByItsPlaceInABatch:
+    @pytest.mark.parametrize(
+        ("kind", "dtype"),
+        [
+            ("add", torch.bfloat16),
+            ("sub", torch.bfloat16),
+            ("number", torch.float32),
+            ("number", torch.float64),
+        ],
+    )
+    def test_are_sums_with_a_factor(self, kind, dtype):
+        net, inputs = Weighted(kind).to(dtype), [torch.randn(9, 5).to(dtype)]
+        faults = flips(net, inputs, 80)
+        low = (faults["bit"] % 4).to_numpy(np.uint64)
+        check(net, inputs, Exact(), faults=faults.assign(xor_mask=np.uint64(1) << low))
+
+    def test_are_those_on_complex_numbers(self):
+        net, inputs = Complex(), [torch.randn(9, 5, 2)]
+        check(net, inputs, Exact(), faults=flips(net, inputs, 120))
