@@ -10,6 +10,7 @@ from evaluated import check, flips
 from torch import nn
 from torch.nn import functional
 
+from pystack_nb.faults.engine import Engine, EngineData
 from pystack_nb.faults.metrics import Exact
 
 
@@ -115,3 +116,40 @@ class TestOperationsThatRoundARowByItsPlaceInABatch:
     def test_are_those_on_complex_numbers(self):
         net, inputs = Complex(), [torch.randn(9, 5, 2)]
         check(net, inputs, Exact(), faults=flips(net, inputs, 120))
+
+
+class Indexed(nn.Module):
+    """Has a table and places in it, as Swin's attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 5)
+        self.table = nn.Parameter(torch.randn(9, 5))
+        self.register_buffer("index", torch.tensor([1, 3, 5]))
+
+    def forward(self, x):
+        return self.linear(x) + self.table[self.index].sum(0)
+
+
+class Factored(nn.Module):
+    def __init__(self):
+        super().__init__()
+        half = torch.randn(4, 4)
+        self.w = nn.Parameter(half @ half.T + torch.eye(4))
+
+    def forward(self, x):
+        return x @ torch.linalg.cholesky(self.w)
+
+
+class TestWhatIsComputedFromWeightsAlone:
+    @pytest.mark.parametrize("several", [None, 3])
+    @pytest.mark.parametrize(("make", "role"), [(Indexed, "index"), (Factored, "w")])
+    def test_may_fail_under_a_fault(self, make, role, several):
+        net, inputs = make().eval(), [torch.randn(5, 4)]
+        faults = flips(net, inputs, 400, kind="weight")
+        faults = faults[faults["role"] == role].head(60).reset_index(drop=True)
+        engine = Engine(net, EngineData(inputs))
+        assert engine.program is not None
+        found = check(net, inputs, faults=faults, weight_samples=several)
+        assert "DUE" in set(found["outcome"])
+        assert found.attrs["ways"]["direct"] == 0
