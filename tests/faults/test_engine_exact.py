@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from pystack_nb.faults.engine import Engine, EngineData
-from pystack_nb.faults.metrics import Exact
+from pystack_nb.faults.metrics import Exact, Top1, TopK
 
 
 pytestmark = pytest.mark.usefixtures("one_way_of_attention")
@@ -153,3 +155,32 @@ class TestWhatIsComputedFromWeightsAlone:
         found = check(net, inputs, faults=faults, weight_samples=several)
         assert "DUE" in set(found["outcome"])
         assert found.attrs["ways"]["direct"] == 0
+
+
+class Masked(nn.Module):
+    """Gives classes that can't be, as language models do."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 4))
+        self.number = number
+
+    def forward(self, x):
+        y = self.inner(x)
+        return torch.cat([y, torch.full_like(y[:, :1], self.number)], 1)
+
+
+class TestOutputsWithInfinities:
+    @pytest.mark.parametrize("metric", [Top1(), TopK(2), TopK(4)], ids=repr)
+    @pytest.mark.parametrize("number", [-math.inf, math.inf])
+    def test_are_judged_by_their_finite_numbers(self, number, metric):
+        net, inputs = Masked(number), [torch.randn(6, 6)]
+        found = check(net, inputs, metric, torch.arange(6) % 4, flips(net, inputs, 200))
+        assert found.attrs["ways"]["alone"] < 60
+
+    def test_do_not_hide_how_far_rounding_errors_go(self):
+        net, inputs = Masked(-math.inf).eval(), [torch.randn(6, 6)]
+        plain = Engine(net.inner, EngineData(inputs), batch_size=6)
+        engine = Engine(net, EngineData(inputs), batch_size=6)
+        plain.noise, engine.noise  # noqa: B018 - computes them
+        assert engine.noise == plain.noise
