@@ -1,7 +1,8 @@
 """What becomes of faults: the fast way to the outcomes that the slow way would give.
 
-The slow way is a forward of the model for each fault, with one sample.  Here the forward is
-traced once as a program (`engine_program`) that starts where a fault strikes:
+The slow way is a forward of the model for each fault, with a copy of one sample: where a sample
+lies in memory can change how torch rounds.  Here the forward is traced once as a program
+(`engine_program`) that starts where a fault strikes:
 
 * neuron faults share a batch, one in each row (`engine_neurons`);
 * weights of a linear layer or a convolution are struck many at a time, one for each channel of
@@ -20,6 +21,7 @@ measured rounding errors then tell.
 
 from __future__ import annotations
 
+import math
 import time
 
 from dataclasses import dataclass
@@ -36,8 +38,9 @@ from pystack_nb.faults.data import Inputs
 from pystack_nb.faults.engine_evaluation import Evaluation
 from pystack_nb.faults.engine_golden import Golden
 from pystack_nb.faults.engine_program import Program, UntraceableError
+from pystack_nb.faults.engine_trials import finite_size
 from pystack_nb.faults.layers import layers
-from pystack_nb.faults.metrics import Metric, Top1, as_metric, rows_of
+from pystack_nb.faults.metrics import Metric, Top1, as_metric
 from pystack_nb.faults.state import repeatable, untouched
 
 
@@ -356,6 +359,10 @@ def _noise(some: torch.Tensor, exact: torch.Tensor) -> float:
     """Bound the share of an output's largest number by which its numbers may be off."""
     if not exact.is_floating_point():
         return 0.0
-    off = rows_of((some.double() - exact.double()).abs()).amax(1)
-    share = (off / rows_of(exact.double().abs()).amax(1)).nan_to_num(0.0, 0.0, 0.0)
+    size, _ = finite_size(exact, exact)
+    _, alike = finite_size(some, exact)
+    off, _ = finite_size(some.double() - exact.double(), exact)
+    if not (off.isfinite() & alike).all():
+        return math.inf
+    share = (off / size).nan_to_num(0.0, 0.0, 0.0)
     return max(_SAFETY * float(share.amax()), _SAFETY * torch.finfo(exact.dtype).eps)

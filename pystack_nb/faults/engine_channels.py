@@ -21,6 +21,7 @@ from pystack_nb.faults.engine_trials import far_from, largest
 
 if TYPE_CHECKING:
     from pystack_nb.faults.engine_program import Env, Program
+    from pystack_nb.faults.engine_trace import Step
     from pystack_nb.faults.engine_trials import Ints
     from pystack_nb.faults.engine_weights import Target, Weight
 
@@ -73,29 +74,57 @@ class Struck:
 def channels_of(program: Program, target: Target) -> Channels | None:
     """Find out whether a weight's elements belong to channels; None if not."""
     weight, k = target.weight, target.first
-    if weight is None or target.remade or k < 0 or target.last != k or k + 2 > program.length:
+    used_once = k >= 0 and target.last == k
+    if weight is None or target.remade or not used_once or k + 2 > program.length:
         return None
-    step, seen = program.steps[k], program.steps[k + 1]
+    step = program.steps[k]
     dim = _CHANNELS.get(getattr(step.op, "__name__", "").split(".")[0])
-    operands = [x for x in step.args[1:3] if isinstance(x, torch.Tensor)]
     if (
         dim is None
-        or not any(_is(x, weight.tensor) for x in operands)
-        or seen.site is None
-        or seen.args[0] != step.out
-        or step.out.id in program.live[k + 2]
-        or step.out.id not in program.batch_dim
-        or not program.clean[k + 1]
-        # Golden tensors before and behind it are there at a time.
-        or any(program.join_before(k) < x <= k + 1 for x in program.boundaries)
+        or not _is_operand(weight.tensor, step)
+        or not _is_seen_by_hook_alone(program, k)
+        or not _is_golden_around(program, k)
     ):
         return None
     shape = weight.tensor.shape
     return Channels(weight, k, dim, weight.tensor.numel() // max(shape[0], 1))
 
 
-def _is(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.data_ptr() == other.data_ptr() and one.shape == other.shape
+def _is_operand(weight: torch.Tensor, step: Step) -> bool:
+    """Whether an operation takes a tensor as its weight or bias, and no other one in its memory.
+
+    A bias in the memory of a weight would make an element a part of two channels.
+    """
+    operands = [x for x in step.args[1:3] if isinstance(x, torch.Tensor)]
+    memories = {x.untyped_storage()._cdata for x in operands}  # noqa: SLF001
+    return len(memories) == len(operands) and any(_is_same(x, weight) for x in operands)
+
+
+def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors show the same memory as the same elements: a transposed one does not."""
+    return (
+        one.data_ptr() == other.data_ptr()
+        and one.shape == other.shape
+        and one.stride() == other.stride()
+        and one.dtype == other.dtype
+    )
+
+
+def _is_seen_by_hook_alone(program: Program, k: int) -> bool:
+    """Whether what a step gives goes to a hook, where rows can be struck, and nowhere else."""
+    made, seen = program.steps[k].out, program.steps[k + 1]
+    return (
+        seen.site is not None
+        and seen.args[0] == made
+        and made.id not in program.live[k + 2]
+        and made.id in program.batch_dim
+        and program.clean[k + 1]
+    )
+
+
+def _is_golden_around(program: Program, k: int) -> bool:
+    """Whether golden tensors from before a step and from behind it are there at a time."""
+    return not any(program.join_before(k) < x <= k + 1 for x in program.boundaries)
 
 
 class ChannelSweep(NeuronSweep):

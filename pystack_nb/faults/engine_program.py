@@ -133,6 +133,7 @@ class Program:
         self._dims = [_batch_dim(a, b) for a, b in zip(two.tensors, three.tensors, strict=True)]
         self._storage = [t.untyped_storage()._cdata for t in two.tensors]  # noqa: SLF001
         self._sizes = [t.numel() for t in two.tensors]
+        self._complex = {i for i, t in enumerate(two.tensors) if t.is_complex()}
         # Rows can be copied such that each lies in memory as it does by itself, unless it is a
         # view of a part of something.
         self._whole = [
@@ -146,7 +147,7 @@ class Program:
         self.length = len(self.steps)
         self.run_step = [_compiled(step) for step in self.steps]
         self._run_constant = [_compiled(step) for step in self._constant_steps]
-        self.row_by_row = [_is_row_by_row(step) for step in self.steps]
+        self.row_by_row = [self._is_row_by_row(step) for step in self.steps]
         self.sites = {step.site: k for k, step in enumerate(self.steps) if step.site}
         self._needs = [_needs(step) for step in self.steps]
         self._constant_needs = [_needs(step) for step in self._constant_steps]
@@ -280,6 +281,22 @@ class Program:
         if not self.clean[0]:
             raise UntraceableError("an input has no row for each sample")
 
+    def _is_row_by_row(self, step: Step) -> bool:
+        if step.site is not None:
+            return True
+        name = getattr(step.op, "__name__", "").split(".")[0]
+        return (
+            name in _ROW_BY_ROW
+            # A product that is added is rounded in vector instructions once, and beside them twice.
+            and _given(step).get("alpha", 1) in (1, -1)
+            and not any(self._is_complex(x) for x in pytree.tree_leaves((step.args, step.kwargs)))
+        )
+
+    def _is_complex(self, value: Any) -> bool:
+        if isinstance(value, Ref):
+            return value.id in self._complex
+        return isinstance(value, torch.Tensor) and value.is_complex()
+
     def _is_clean(self, position: int) -> bool:
         live = self.live[position]
         if any(i not in self.batch_dim or not self._whole[i] for i in live):
@@ -361,22 +378,21 @@ def _needs(step: Step) -> tuple[set[int], set[int], set[int]]:
     return outside, set(_ids(step.args, step.kwargs)), set(_ids(step.out))
 
 
-def _mutated(step: Step) -> Collection[Any]:
-    """Give the tensors that a step changes in place: ids, and None for one from outside."""
+def _given(step: Step) -> dict[str, Any]:
+    """Give a step's arguments by name; none for what is no operation of torch."""
     schema = getattr(step.op, "_schema", None)
     if schema is None:
-        return []
-    given = dict(zip([a.name for a in schema.arguments], step.args, strict=False)) | step.kwargs
-    written = [
-        given.get(a.name) for a in schema.arguments if a.alias_info and a.alias_info.is_write
-    ]
+        return {}
+    return dict(zip([a.name for a in schema.arguments], step.args, strict=False)) | step.kwargs
+
+
+def _mutated(step: Step) -> Collection[Any]:
+    """Give the tensors that a step changes in place: ids, and None for one from outside."""
+    given, schema = _given(step), getattr(step.op, "_schema", None)
+    arguments = schema.arguments if schema is not None else []
+    written = [given.get(a.name) for a in arguments if a.alias_info and a.alias_info.is_write]
     leaves = [x for x in pytree.tree_leaves(written) if x is not None]
     return [x.id if isinstance(x, Ref) else None for x in leaves]
-
-
-def _is_row_by_row(step: Step) -> bool:
-    name = getattr(step.op, "__name__", "").split(".")[0]
-    return name in _ROW_BY_ROW
 
 
 def _compiled(step: Step) -> Callable[[Env, int], None]:

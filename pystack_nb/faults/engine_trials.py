@@ -161,6 +161,21 @@ def largest(tensor: torch.Tensor) -> float:
     return float(tensor.abs().nan_to_num_(0, 0, 0).amax())
 
 
+def finite_size(tensor: torch.Tensor, golden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give the largest absolute number of each row, of those that are finite in golden.
+
+    Returns
+    -------
+    size : torch.Tensor of float64, shape (n,)
+    same : torch.Tensor of bool, shape (n,)
+        Whether what is infinite or no number in golden is that here, too.
+    """
+    mine, right = rows_of(tensor.double()), rows_of(golden.double())
+    finite = right.isfinite()
+    alike = finite | (mine == right) | (mine.isnan() & right.isnan())
+    return torch.where(finite, mine.abs(), 0.0).amax(1), alike.all(1)
+
+
 class Outputs:
     """Outputs of trials, kept until the golden ones are there to be compared with."""
 
@@ -278,9 +293,10 @@ def _judge(
     if verdict.lead is None:
         sure = torch.zeros_like(broken)
     else:
-        size = rows_of(leaves[main_output(leaves)].double().abs()).amax(1)
+        main = main_output(leaves)
+        size, same = finite_size(leaves[main], right[main])
         # A comparison with NaN is false: what is not a number is not sure, either.
-        sure = (verdict.lead > 2 * noise * size) & ~broken & size.isfinite()
+        sure = (verdict.lead > 2 * noise * size) & ~broken & same
     score = torch.where(broken, torch.nan, score)
     return (
         outcome.to(torch.int8).cpu().numpy(),

@@ -117,14 +117,23 @@ class AloneSweep:
             else:
                 with target.weight.struck(self._trials, trials[0]):
                     if target.remade:
-                        env |= self._program.constants()
+                        env |= self._remade()
                     self._go_on(env, trials, target, position)
         except _RaisedError:
             self.failed.append(trials)
 
+    def _remade(self) -> Env:
+        with self._blamed():
+            return self._program.constants()
+
     def _run(self, env: Env, batch: int, start: int, end: int) -> None:
-        try:
+        with self._blamed():
             self._program.run(env, batch, start, end)
+
+    @contextmanager
+    def _blamed(self) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:
             # Whatever a fault makes an operation raise is its outcome.
             check_blame(error, self._program.device)

@@ -1,7 +1,19 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 
 # The networks are small, and other processes may keep the other processors busy.
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def one_way_of_attention():
+    # One way of attention for all: watched by hooks it takes another one.
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+    torch.backends.mha.set_fastpath_enabled(fast)

@@ -1,8 +1,8 @@
 """The slowest and most obvious way to evaluate faults: what faster ways must equal.
 
-One fault, one sample, one forward of the whole model; weights are patched and restored around
-it, activations are changed by a hook.  Nothing is shared with the engine but the metrics and
-the reading and writing of stored bits.
+One fault, one sample, copied out of the others, one forward of the whole model; weights are
+patched and restored around it, activations are changed by a hook.  Nothing is shared with the
+engine but the metrics and the reading and writing of stored bits.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def evaluate(model, data, faults, metric, weight_samples=None):
 
 
 def _one(model, data, fault, metric, sample):
-    inputs = [x[sample : sample + 1] for x in data.inputs]
+    # Copied: where a sample lies in memory can change the rounding of a product.
+    inputs = [x[sample : sample + 1].clone() for x in data.inputs]
     label = None if data.labels is None else data.labels[sample : sample + 1]
     seen = []
     with torch.no_grad():

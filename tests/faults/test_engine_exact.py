@@ -1,0 +1,186 @@
+"""Models that try to mislead the engine: outcomes are those of one fault per forward."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from evaluated import check, flips
+from torch import nn
+from torch.nn import functional
+
+from pystack_nb.faults.engine import Engine, EngineData
+from pystack_nb.faults.metrics import Exact, Top1, TopK
+
+
+pytestmark = pytest.mark.usefixtures("one_way_of_attention")
+
+
+def of_weights(net, inputs, count=150, role=None):
+    """Draw flips of the ten highest bits of weights."""
+    faults = flips(net, inputs, 40 * count, kind="weight")
+    if role is not None:
+        faults = faults[faults["role"] == role]
+    faults = faults[faults["bit"] >= 22].head(count)
+    assert len(faults) == count
+    return faults.reset_index(drop=True)
+
+
+def set_to(faults, numbers):
+    """Let faults write float32 numbers."""
+    stored = np.asarray(numbers, np.float32).view(np.uint32).astype(np.uint64)
+    return faults.assign(and_mask=np.uint64(0), xor_mask=np.uint64(0), or_mask=stored)
+
+
+class Transposed(nn.Module):
+    """Its layer uses a view of the parameter that has the parameter's shape."""
+
+    class Layer(nn.Module):
+        def __init__(self, owner):
+            super().__init__()
+            self.__dict__["owner"] = owner
+
+        def forward(self, x):
+            return functional.linear(x, self.owner.view)
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(6, 6))
+        self.view = self.w.data.t()
+        self.layer = self.Layer(self)
+        self.out = nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.layer(x)))
+
+
+class TestWeightsStruckInSeveralChannelsAtATime:
+    def test_are_not_those_that_a_layer_sees_transposed(self):
+        net, inputs = Transposed().eval(), [torch.randn(5, 6)]
+        check(net, inputs, Exact(), faults=of_weights(net, inputs, role="w"))
+
+    def test_are_not_those_whose_memory_a_bias_shares(self):
+        net, inputs = (
+            nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 5)),
+            [torch.randn(5, 6)],
+        )
+        net[0].bias = nn.Parameter(net[0].weight.data.view(-1)[:6])
+        check(net, inputs, Exact(), faults=of_weights(net, inputs, 400))
+
+
+class Weighted(nn.Module):
+    """Adds tensors with a factor, which vector instructions round once and others twice."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.first, self.last, self.kind = nn.Identity(), nn.Identity(), kind
+
+    def forward(self, x):
+        x = self.first(x)
+        if self.kind == "add":
+            x = torch.add(x, x.abs(), alpha=0.3)
+        elif self.kind == "sub":
+            x = torch.sub(x, x.flip(-1), alpha=0.3)
+        else:
+            x = torch.add(x, 1.7, alpha=0.3)
+        return self.last(x)
+
+
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.same = nn.Identity()
+
+    def forward(self, x):
+        z = torch.view_as_complex(self.same(x))
+        return torch.view_as_real(z * z.flip(-1)).flatten(1)
+
+
+class TestOperationsThatRoundARowByItsPlaceInABatch:
+    @pytest.mark.parametrize(
+        ("kind", "dtype"),
+        [
+            ("add", torch.bfloat16),
+            ("sub", torch.bfloat16),
+            ("number", torch.float32),
+            ("number", torch.float64),
+        ],
+    )
+    def test_are_sums_with_a_factor(self, kind, dtype):
+        net, inputs = Weighted(kind).to(dtype), [torch.randn(9, 5).to(dtype)]
+        faults = flips(net, inputs, 80)
+        low = (faults["bit"] % 4).to_numpy(np.uint64)
+        check(net, inputs, Exact(), faults=faults.assign(xor_mask=np.uint64(1) << low))
+
+    def test_are_those_on_complex_numbers(self):
+        net, inputs = Complex(), [torch.randn(9, 5, 2)]
+        check(net, inputs, Exact(), faults=flips(net, inputs, 120))
+
+
+class Indexed(nn.Module):
+    """Has a table and places in it, as Swin's attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 5)
+        self.table = nn.Parameter(torch.randn(9, 5))
+        self.register_buffer("index", torch.tensor([1, 3, 5]))
+
+    def forward(self, x):
+        return self.linear(x) + self.table[self.index].sum(0)
+
+
+class Factored(nn.Module):
+    def __init__(self):
+        super().__init__()
+        half = torch.randn(4, 4)
+        self.w = nn.Parameter(half @ half.T + torch.eye(4))
+
+    def forward(self, x):
+        return x @ torch.linalg.cholesky(self.w)
+
+
+class TestWhatIsComputedFromWeightsAlone:
+    @pytest.mark.parametrize("several", [None, 3])
+    @pytest.mark.parametrize(("make", "role"), [(Indexed, "index"), (Factored, "w")])
+    def test_may_fail_under_a_fault(self, make, role, several):
+        net, inputs = make().eval(), [torch.randn(5, 4)]
+        faults = flips(net, inputs, 400, kind="weight")
+        faults = faults[faults["role"] == role].head(60).reset_index(drop=True)
+        engine = Engine(net, EngineData(inputs))
+        assert engine.program is not None
+        found = check(net, inputs, faults=faults, weight_samples=several)
+        assert "DUE" in set(found["outcome"])
+        assert found.attrs["ways"]["direct"] == 0
+
+
+class Masked(nn.Module):
+    """Gives classes that can't be, as language models do."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 4))
+        self.number = number
+
+    def forward(self, x):
+        y = self.inner(x)
+        return torch.cat([y, torch.full_like(y[:, :1], self.number)], 1)
+
+
+class TestOutputsWithInfinities:
+    @pytest.mark.parametrize("metric", [Top1(), TopK(2), TopK(4)], ids=repr)
+    @pytest.mark.parametrize("number", [-math.inf, math.inf])
+    def test_are_judged_by_their_finite_numbers(self, number, metric):
+        net, inputs = Masked(number), [torch.randn(6, 6)]
+        found = check(net, inputs, metric, torch.arange(6) % 4, flips(net, inputs, 200))
+        assert found.attrs["ways"]["alone"] < 60
+
+    def test_do_not_hide_how_far_rounding_errors_go(self):
+        net, inputs = Masked(-math.inf).eval(), [torch.randn(6, 6)]
+        plain = Engine(net.inner, EngineData(inputs), batch_size=6)
+        engine = Engine(net, EngineData(inputs), batch_size=6)
+        plain.noise, engine.noise  # noqa: B018 - computes them
+        assert engine.noise == plain.noise
