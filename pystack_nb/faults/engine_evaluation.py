@@ -77,12 +77,18 @@ class Evaluation:
         """Run all trials, and give a row for each fault."""
         trials = np.arange(len(self._fault))
         program = None if self._trials.seeded is not None else self._engine.program
-        if program is None:
-            self._direct(trials)
-        else:
-            with torch.inference_mode():
-                self._constants = program.constants()
-                self._fast(program, trials)
+        try:
+            if program is None:
+                self._direct(trials)
+            else:
+                with torch.inference_mode():
+                    self._constants = program.constants()
+                    self._fast(program, trials)
+        finally:
+            # An interrupt may have come between a fault and what undoes it.
+            for target in self._targets:
+                if not isinstance(target, tuple):
+                    target.put_back()
         return self._table()
 
     def _fast(self, program: Program, trials: Ints) -> None:

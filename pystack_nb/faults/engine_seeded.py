@@ -91,6 +91,7 @@ class SeededWeight:
 
     def __init__(self, slot: Slot) -> None:
         self._slot = slot
+        self._kept: tuple[torch.Tensor, torch.Tensor] | None = None
         bits.own(slot.open())
 
     @contextmanager
@@ -98,14 +99,21 @@ class SeededWeight:
         """Strike, and put all bits back at the end."""
         assert results.seeded is not None  # noqa: S101 - made only where there are seeds
         tensor = self._slot.open()
-        kept = bits.stored(tensor).clone()
+        self._kept = tensor, bits.stored(tensor).clone()
         try:
             results.seeded.strike(tensor, results, trial, weight=True)
             self._slot.close(tensor)
             yield
         finally:
+            self.put_back()
+
+    def put_back(self) -> None:
+        """Put back all bits, if something is struck: an interrupt may have come."""
+        if self._kept is not None:
+            tensor, kept = self._kept
             bits.stored(tensor).copy_(kept)
             self._slot.close(tensor)
+            self._kept = None
 
 
 def _first(tensor: torch.Tensor, positions: Positions) -> float:

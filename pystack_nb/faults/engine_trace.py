@@ -11,6 +11,7 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ from pystack_nb.faults.layers import layers
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 
 # Ways of numbers out of a tensor that pass by the dispatcher.  A mode for functions would see
@@ -113,6 +114,8 @@ def trace(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Trace:
     """
     found = Trace()
     recorder = _Recorder(found)
+    # A number that comes out of one of these would be the golden one for ever.
+    recorder.keep_numbers_in((*model.parameters(), *model.buffers()))
     # Aliases, so that an input that is also a parameter or a buffer is not taken for it.
     given = Inputs.of(inputs).each(lambda x: x.view_as(x))
     try:
@@ -188,6 +191,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._trace = into
         self._id_of: dict[int, int] = {}
+        self._watched: list[torch.Tensor] = []
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -200,13 +204,20 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if known is None:
             known = self._id_of[id(tensor)] = len(self._trace.tensors)
             self._trace.tensors.append(tensor)
-            for name in _WAYS_OUT:
-                setattr(tensor, name, partial(_refuse_numbers, name))
+            self.keep_numbers_in([tensor])
         return known
 
+    def keep_numbers_in(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Refuse this thread numbers out of tensors; what else has them goes on."""
+        for tensor in tensors:
+            self._watched.append(tensor)
+            for name in _WAYS_OUT:
+                way = getattr(type(tensor), name)
+                setattr(tensor, name, partial(_refuse_numbers, get_ident(), name, way, tensor))
+
     def let_go(self) -> None:
-        """Let numbers out of the traced tensors again."""
-        for tensor in self._trace.tensors:
+        """Let numbers out of all tensors again."""
+        for tensor in self._watched:
             for name in _WAYS_OUT:
                 tensor.__dict__.pop(name, None)
 
@@ -245,7 +256,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         _refuse_chance(func, args, kwargs)
         step = Step(func, self.refs(args), self.refs(kwargs), None)
         used = [x for x in pytree.tree_leaves((step.args, step.kwargs)) if isinstance(x, Ref)]
-        if used and torch.Tag.data_dependent_output in func.tags:
+        if torch.Tag.data_dependent_output in func.tags:
             raise UntraceableError(f"{func} makes the forward depend on numbers in a tensor")
         if used and torch.Tag.dynamic_output_shape in func.tags:
             raise UntraceableError(f"{func} has an output whose shape depends on numbers")
@@ -260,7 +271,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return output
 
 
-def _refuse_numbers(name: str, *_: Any, **__: Any) -> Any:
+def _refuse_numbers(
+    thread: int, name: str, way: Callable[..., Any], tensor: torch.Tensor, *args: Any, **kw: Any
+) -> Any:
+    if get_ident() != thread:
+        return way(tensor, *args, **kw)
     raise UntraceableError(f"the forward takes numbers out of a tensor by {name}")
 
 

@@ -55,6 +55,9 @@ class Trials:
         Whether the fault found the bits as it would have made them.
     bits_before, bits_after : numpy.ndarray of int64
         A weight's stored bits, as `bits.stored` shows them.
+    growth : numpy.ndarray of float64
+        How many times as large as all others beside it the fault makes the element, at least
+        1: rounding errors may be that much larger.
     """
 
     element: Ints
@@ -70,6 +73,7 @@ class Trials:
         self.bits_before, self.bits_after = (np.zeros(count, np.int64) for _ in range(2))
         self.exact = np.zeros(count, bool)
         self.unchanged = np.zeros(count, bool)
+        self.growth = np.ones(count)
         self._signed: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
 
     def corrupt(
@@ -106,6 +110,7 @@ class Trials:
         stored[where] = new
         self.before[trials], self.after[trials] = (_numbers(x, tensor.dtype) for x in (old, new))
         self.unchanged[trials] = (old == new).cpu().numpy()
+        self.growth[trials] = growth(self.after[trials], usual)
         far: Ints = trials[~(np.abs(self.after[trials]) <= _FAR * usual)]
         return far
 
@@ -148,6 +153,14 @@ class Trials:
         return tuple(torch.from_numpy(np.ascontiguousarray(a)).to(tensor.device) for a in axes)
 
 
+def growth(numbers: NDArray[np.float64], usual: float) -> NDArray[np.float64]:
+    """Tell by how much numbers are larger than is usual; 1 if not, or if nothing is usual."""
+    if not 0 < usual < np.inf:
+        return np.ones(len(numbers))
+    found: NDArray[np.float64] = np.maximum(1.0, np.abs(numbers) / usual)
+    return np.nan_to_num(found, nan=np.inf)
+
+
 def far_from(rows: torch.Tensor, usual: float) -> NDArray[np.bool_]:
     """Tell which rows have a number that is far larger than is usual, or is none."""
     found: NDArray[np.bool_] = (~(rows_of(rows).abs() <= _FAR * usual)).any(1).cpu().numpy()
@@ -158,7 +171,9 @@ def largest(tensor: torch.Tensor) -> float:
     """Give the largest finite absolute number in a tensor."""
     if not tensor.is_floating_point():
         return 0.0
-    return float(tensor.abs().nan_to_num_(0, 0, 0).amax())
+    # Numbers of one byte have no absolute ones of their own.
+    wide = tensor.float() if tensor.element_size() == 1 else tensor
+    return float(wide.abs().nan_to_num_(0, 0, 0).amax())
 
 
 def finite_size(tensor: torch.Tensor, golden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -242,7 +257,7 @@ class Outputs:
             The samples'.
         noise : float
             The largest error of a number that is not exact, as a share of the largest number
-            in the output.
+            in the output, where faults are no larger than what is beside them.
 
         Returns
         -------
@@ -251,7 +266,8 @@ class Outputs:
         """
         unsure = [np.empty(0, np.int64)]
         for trials, rows, exact, leaves in self._joined():
-            outcome, score, sure = _judge(leaves, golden, rows, metric, labels=labels, noise=noise)
+            errors = noise * results.growth[trials] if noise else np.zeros(len(trials))
+            outcome, score, sure = _judge(leaves, golden, rows, metric, labels=labels, noise=errors)
             results.outcome[trials], results.score[trials] = outcome, score
             results.exact[trials] = exact
             unsure.append(trials[~(sure | exact)])
@@ -259,7 +275,8 @@ class Outputs:
             trials, rows = (np.concatenate(x) for x in zip(*self._equal, strict=True))
             used, position = np.unique(rows, return_inverse=True)
             same = [x[torch.from_numpy(used).to(x.device)] for x in golden]
-            outcome, score, _ = _judge(same, golden, used, metric, labels=labels, noise=noise)
+            none = np.zeros(len(used))
+            outcome, score, _ = _judge(same, golden, used, metric, labels=labels, noise=none)
             results.outcome[trials], results.score[trials] = outcome[position], score[position]
             results.exact[trials] = True
         self._parts, self._equal = [], []
@@ -273,7 +290,7 @@ def _judge(
     metric: Metric,
     *,
     labels: torch.Tensor | None,
-    noise: float,
+    noise: NDArray[np.float64],
 ) -> tuple[NDArray[np.int8], NDArray[np.float64], NDArray[np.bool_]]:
     if [x.shape[1:] for x in leaves] != [x.shape[1:] for x in golden]:
         # A fault that changes the output's shape corrupts it, whatever the metric.
@@ -296,7 +313,8 @@ def _judge(
         main = main_output(leaves)
         size, same = finite_size(leaves[main], right[main])
         # A comparison with NaN is false: what is not a number is not sure, either.
-        sure = (verdict.lead > 2 * noise * size) & ~broken & same
+        bound = 2 * torch.from_numpy(noise).to(size.device) * size
+        sure = (verdict.lead > bound) & ~broken & same
     score = torch.where(broken, torch.nan, score)
     return (
         outcome.to(torch.int8).cpu().numpy(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,12 @@ import torch
 
 from pystack_nb.faults import bits, values
 from pystack_nb.faults.blame import check_blame
+from pystack_nb.faults.engine_trials import growth, largest
 from pystack_nb.faults.layers import OwnSlot
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pystack_nb.faults.engine_golden import Golden
     from pystack_nb.faults.engine_program import Env, Program
@@ -192,6 +194,7 @@ class Weight:
         view = bits.own(self.tensor)
         self._view: Any = view.numpy() if view.device.type == "cpu" else view
         self._own = isinstance(slot, OwnSlot)
+        self._struck: Callable[[], None] | None = None
 
     def look(self, results: Trials, trials: Ints) -> None:
         """Find out what faults would do, without doing it."""
@@ -206,6 +209,8 @@ class Weight:
             a, o, x = (mask[trials] for mask in results.masks)
             changed = (((old & a) | o) ^ x) & np.uint64((1 << bits.width(dtype)) - 1)
             results.after[trials] = np.array(bits.values_of(changed, dtype), np.float64)
+        usual = 0.0 if self.tensor.is_quantized else largest(self.tensor.detach())
+        results.growth[trials] = growth(results.after[trials], usual)
         results.unchanged[trials] = old == changed
         results.bits_before[trials] = bits.signed(old, dtype)
         results.bits_after[trials] = bits.signed(changed, dtype)
@@ -223,21 +228,29 @@ class Weight:
     def struck(self, results: Trials, trial: int) -> Iterator[None]:
         """Strike an element, and put its bits back at the end."""
         where = np.unravel_index(results.element[trial], self._shape)
-        self._put(where, results.bits_after[trial])
+        self._struck = partial(self._put, where, results.bits_before[trial])
         try:
+            self._put(where, results.bits_after[trial])
             yield
         finally:
-            self._put(where, results.bits_before[trial])
+            self.put_back()
 
     @contextmanager
     def all_struck(self, results: Trials, trials: Ints) -> Iterator[None]:
         """Strike elements, no two of them the same, and put their bits back at the end."""
         where = np.unravel_index(results.element[trials], self._shape)
-        self._put_all(where, results.bits_after[trials])
+        self._struck = partial(self._put_all, where, results.bits_before[trials])
         try:
+            self._put_all(where, results.bits_after[trials])
             yield
         finally:
-            self._put_all(where, results.bits_before[trials])
+            self.put_back()
+
+    def put_back(self) -> None:
+        """Put back the bits of what is struck, if anything is: an interrupt may have come."""
+        if self._struck is not None:
+            self._struck()
+            self._struck = None
 
     def _put_all(self, where: tuple[Ints, ...], stored: Ints) -> None:
         if isinstance(self._view, np.ndarray):

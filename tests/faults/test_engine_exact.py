@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from pystack_nb.faults.engine import Engine, EngineData
+from pystack_nb.faults.engine_weights import Weight
 from pystack_nb.faults.metrics import Exact, Top1, TopK
 
 
@@ -184,3 +186,85 @@ class TestOutputsWithInfinities:
         engine = Engine(net, EngineData(inputs), batch_size=6)
         plain.noise, engine.noise  # noqa: B018 - computes them
         assert engine.noise == plain.noise
+
+
+class Numbers(nn.Module):
+    """Takes a number out of a tensor of its own, which then is the program's, not the tensor's."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way = way
+        self.register_buffer("scale", torch.tensor([1.5]))
+        self.last = nn.Linear(4, 5)
+
+    def forward(self, x):
+        if self.way == "flag":
+            return self.last(x) if self.scale > 0 else -self.last(x)
+        took = {
+            "item": self.scale.item,
+            "numpy": lambda: float(self.scale.numpy()[0]),
+            "tolist": lambda: self.scale.tolist()[0],
+        }
+        return self.last(x) * took[self.way]()
+
+
+class TestNumbersTakenOutOfBuffers:
+    @pytest.mark.parametrize("way", ["item", "numpy", "tolist", "flag"])
+    def test_are_the_struck_ones_and_those_of_now(self, way):
+        net, inputs = Numbers(way).eval(), [torch.randn(5, 4)]
+        faults = flips(net, inputs, 200, kind="weight")
+        faults = faults[faults["role"] == "scale"].head(32).reset_index(drop=True)
+        check(net, inputs, Exact(), faults=faults)
+        assert "numpy" not in vars(net.scale)
+
+        engine = Engine(net, EngineData(inputs), Exact())
+        engine.evaluate(faults)
+        net.scale.fill_(-0.01)
+        again = engine.evaluate(faults)
+        pd.testing.assert_frame_equal(
+            again, Engine(net, EngineData(inputs), Exact()).evaluate(faults)
+        )
+
+
+class Common(nn.Module):
+    """Adds something to all numbers alike, and takes it out again: what is left is rounding."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 48), nn.Linear(48, 64)
+        with torch.no_grad():
+            self.second.weight[:, :24] = self.second.weight[:1, :24]
+        self.norm, self.last = nn.LayerNorm(64), nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.last(self.norm(self.second(self.first(x))))
+
+
+class TestRoundingErrorsOfLargeFaults:
+    @pytest.mark.parametrize("several", [None, 8])
+    def test_are_as_large_as_the_faults(self, several):
+        torch.manual_seed(0)
+        net, inputs = Common().eval(), [torch.randn(8, 64)]
+        faults = flips(net, inputs, 4000, kind="weight")
+        mine = (faults["layer"] == "first") & (faults["role"] == "bias")
+        faults = faults[mine & (faults["element"] < 24)].head(60).reset_index(drop=True)
+        size = 10 ** np.random.default_rng(0).uniform(2, 7, len(faults))
+        check(net, inputs, faults=set_to(faults, size), weight_samples=several)
+
+
+class TestAnInterrupt:
+    def test_between_a_fault_and_what_undoes_it_leaves_no_bit_changed(self, monkeypatch):
+        net, inputs = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5)).eval(), [torch.randn(5, 4)]
+        kept = {name: x.clone() for name, x in net.state_dict().items()}
+        put_back, interrupts = Weight.put_back, [KeyboardInterrupt()]
+
+        def interrupted(weight):
+            if interrupts:
+                raise interrupts.pop()
+            put_back(weight)
+
+        monkeypatch.setattr(Weight, "put_back", interrupted)
+        faults = flips(net, inputs, 40, kind="weight")
+        with pytest.raises(KeyboardInterrupt):
+            Engine(net, EngineData(inputs)).evaluate(faults)
+        assert all(torch.equal(x, kept[name]) for name, x in net.state_dict().items())
