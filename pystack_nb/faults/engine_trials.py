@@ -157,7 +157,8 @@ def growth(numbers: NDArray[np.float64], usual: float) -> NDArray[np.float64]:
     """Tell by how much numbers are larger than is usual; 1 if not, or if nothing is usual."""
     if not 0 < usual < np.inf:
         return np.ones(len(numbers))
-    found: NDArray[np.float64] = np.maximum(1.0, np.abs(numbers) / usual)
+    with np.errstate(over="ignore"):
+        found: NDArray[np.float64] = np.maximum(1.0, np.abs(numbers) / usual)
     return np.nan_to_num(found, nan=np.inf)
 
 
