@@ -3,9 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tqdm import tqdm
+
 
 # The networks are small, and other processes may keep the other processors busy.
 torch.set_num_threads(1)
+
+# The thread that looks after progress bars would be in the recordings of other tests.
+tqdm.monitor_interval = 0
 
 
 @pytest.fixture
