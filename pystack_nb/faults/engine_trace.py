@@ -258,17 +258,26 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         used = [x for x in pytree.tree_leaves((step.args, step.kwargs)) if isinstance(x, Ref)]
         if torch.Tag.data_dependent_output in func.tags:
             raise UntraceableError(f"{func} makes the forward depend on numbers in a tensor")
-        if used and torch.Tag.dynamic_output_shape in func.tags:
+        dynamic = torch.Tag.dynamic_output_shape in func.tags
+        if dynamic and (used or not _takes_places(func, args)):
             raise UntraceableError(f"{func} has an output whose shape depends on numbers")
         output = func(*args, **kwargs)
         for leaf in pytree.tree_leaves(output):
             if isinstance(leaf, torch.Tensor):
                 self.number(leaf)
-            elif used and isinstance(leaf, bool):
+            elif isinstance(leaf, bool):
                 raise UntraceableError(f"{func} tells the forward something about a tensor")
         step.out = self.refs(output)
         self._trace.steps.append(step)
         return output
+
+
+def _takes_places(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether an operation takes elements by their places, which tell the output's shape."""
+    masks = (torch.bool, torch.uint8)
+    return func is torch.ops.aten.index.Tensor and not any(
+        isinstance(x, torch.Tensor) and x.dtype in masks for x in pytree.tree_leaves(args[1])
+    )
 
 
 def _refuse_numbers(

@@ -154,11 +154,10 @@ class Trials:
 
 
 def growth(numbers: NDArray[np.float64], usual: float) -> NDArray[np.float64]:
-    """Tell by how much numbers are larger than is usual; 1 if not, or if nothing is usual."""
-    if not 0 < usual < np.inf:
-        return np.ones(len(numbers))
-    with np.errstate(over="ignore"):
-        found: NDArray[np.float64] = np.maximum(1.0, np.abs(numbers) / usual)
+    """Tell by how much numbers are larger than is usual; 1 if not, infinite beside zeros."""
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        numbers = np.where(numbers == 0, 0.0, np.abs(numbers) / usual)
+        found: NDArray[np.float64] = np.maximum(1.0, numbers)
     return np.nan_to_num(found, nan=np.inf)
 
 

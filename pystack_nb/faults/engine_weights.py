@@ -209,7 +209,7 @@ class Weight:
             a, o, x = (mask[trials] for mask in results.masks)
             changed = (((old & a) | o) ^ x) & np.uint64((1 << bits.width(dtype)) - 1)
             results.after[trials] = np.array(bits.values_of(changed, dtype), np.float64)
-        usual = 0.0 if self.tensor.is_quantized else largest(self.tensor.detach())
+        usual = np.inf if self.tensor.is_quantized else largest(self.tensor.detach())
         results.growth[trials] = growth(results.after[trials], usual)
         results.unchanged[trials] = old == changed
         results.bits_before[trials] = bits.signed(old, dtype)

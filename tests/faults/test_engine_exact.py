@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import reference
 import torch
 
 from evaluated import check, flips
@@ -188,42 +189,50 @@ class TestOutputsWithInfinities:
         assert engine.noise == plain.noise
 
 
-class Numbers(nn.Module):
-    """Takes a number out of a tensor of its own, which then is the program's, not the tensor's."""
+class Reads(nn.Module):
+    """Takes its numbers out of what it owns."""
 
     def __init__(self, way):
         super().__init__()
-        self.way = way
-        self.register_buffer("scale", torch.tensor([1.5]))
-        self.last = nn.Linear(4, 5)
+        self.linear, self.way = nn.Linear(4, 5), way
+        self.scale = nn.Parameter(torch.tensor(1.5))
+        self.register_buffer("flag", torch.tensor(True))
+        self.register_buffer("several", torch.rand(5))
+        self.register_buffer("places", torch.tensor([3]))
+        self.register_buffer("chosen", torch.tensor([True, False, True, True, False]))
 
     def forward(self, x):
-        if self.way == "flag":
-            return self.last(x) if self.scale > 0 else -self.last(x)
-        took = {
-            "item": self.scale.item,
-            "numpy": lambda: float(self.scale.numpy()[0]),
-            "tolist": lambda: self.scale.tolist()[0],
-        }
-        return self.last(x) * took[self.way]()
+        return self.way(self, torch.tanh(self.linear(x)))
 
 
-class TestNumbersTakenOutOfBuffers:
-    @pytest.mark.parametrize("way", ["item", "numpy", "tolist", "flag"])
-    def test_are_the_struck_ones_and_those_of_now(self, way):
-        net, inputs = Numbers(way).eval(), [torch.randn(5, 4)]
-        faults = flips(net, inputs, 200, kind="weight")
-        faults = faults[faults["role"] == "scale"].head(32).reset_index(drop=True)
-        check(net, inputs, Exact(), faults=faults)
-        assert "numpy" not in vars(net.scale)
+READS = {
+    "item": lambda own, y: y * own.scale.item(),
+    "bool": lambda own, y: y.flip(-1) if own.flag else y,
+    "int": lambda own, y: y.roll(int(own.places), -1),
+    "list": lambda own, y: y * torch.tensor(own.several.tolist()),
+    "numpy": lambda own, y: y * float(own.several.numpy()[0]),
+    "equal": lambda own, y: y if torch.equal(own.several, own.several.sort().values) else -y,
+    "nonzero": lambda own, y: y * own.chosen.nonzero().shape[0],
+    "mask": lambda own, y: y * own.several[own.chosen].shape[0],
+}
 
+
+class TestNumbersThatAForwardTakesOutOfWeights:
+    @pytest.mark.parametrize("way", READS.values(), ids=READS)
+    def test_are_struck_there_and_read_anew_when_they_have_changed(self, way):
+        net, inputs = Reads(way).eval(), [torch.randn(5, 4)]
+        faults = flips(net, inputs, 400)
+        own = (faults["layer"] == "(model)") & (faults["kind"] == "weight")
+        faults = pd.concat([faults[own], faults[~own].head(40)], ignore_index=True)
         engine = Engine(net, EngineData(inputs), Exact())
         engine.evaluate(faults)
-        net.scale.fill_(-0.01)
-        again = engine.evaluate(faults)
-        pd.testing.assert_frame_equal(
-            again, Engine(net, EngineData(inputs), Exact()).evaluate(faults)
-        )
+        net.scale.data.fill_(0.25)
+        net.several.fill_(0.5)
+        net.chosen[1] = True
+        found = engine.evaluate(faults)
+        expected = reference.evaluate(net, EngineData(inputs), faults, Exact())
+        pd.testing.assert_frame_equal(found, expected, check_exact=True, check_dtype=False)
+        assert not any(x.__dict__ for x in (*net.parameters(), *net.buffers()))
 
 
 class Common(nn.Module):
@@ -242,14 +251,18 @@ class Common(nn.Module):
 
 class TestRoundingErrorsOfLargeFaults:
     @pytest.mark.parametrize("several", [None, 8])
-    def test_are_as_large_as_the_faults(self, several):
+    @pytest.mark.parametrize("beside", ["numbers", "zeros"])
+    def test_are_as_large_as_the_faults(self, beside, several):
         torch.manual_seed(0)
         net, inputs = Common().eval(), [torch.randn(8, 64)]
+        if beside == "zeros":
+            net.first.bias.data.zero_()
         faults = flips(net, inputs, 4000, kind="weight")
         mine = (faults["layer"] == "first") & (faults["role"] == "bias")
         faults = faults[mine & (faults["element"] < 24)].head(60).reset_index(drop=True)
         size = 10 ** np.random.default_rng(0).uniform(2, 7, len(faults))
-        check(net, inputs, faults=set_to(faults, size), weight_samples=several)
+        labels = torch.arange(8)
+        check(net, inputs, TopK(3), labels, set_to(faults, size), weight_samples=several)
 
 
 class TestAnInterrupt:
