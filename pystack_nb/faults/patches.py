@@ -56,9 +56,11 @@ class Patch:
                 packed = not isinstance(self._slot, OwnSlot)
                 self.after = bits.read(self._slot.open() if packed else tensor, self._positions)
             except BaseException:
-                _held.remove(self)
+                # First of all the bits: another interrupt may come.
                 bits.write(tensor, self._positions, self.before)
                 self._slot.close(tensor)
+                if self in _held:
+                    _held.remove(self)
                 raise
 
     def force(
