@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pystack_nb import tables
+from pystack_nb.nesting import distinct_functions
 
 
 if TYPE_CHECKING:
@@ -89,9 +90,9 @@ class _Part:
     sums: dict[str, Ints]
 
     @classmethod
-    def of(cls, named: pd.DataFrame, **sums: Ints) -> _Part:
-        texts = {x: np.asarray(named[x], dtype=object) for x in ("function", "filename")}
-        return cls(texts | {"line_number": named["line_number"].to_numpy(np.int64)}, sums)
+    def of(cls, named: pd.DataFrame, line: str = "line_number", **sums: Ints) -> _Part:
+        texts = {x: np.array(tables.texts(named[x]), object) for x in ("function", "filename")}
+        return cls(texts | {"line_number": named[line].to_numpy(np.int64)}, sums)
 
     def __len__(self) -> int:
         return len(self.names["line_number"])
@@ -120,29 +121,29 @@ def times_are_sampled(recording: Recording) -> bool:
 
 
 def _of_samples(samples: pd.DataFrame, frames: pd.DataFrame) -> _Part:
-    groups = samples.groupby("stack_id", sort=False)
-    weights, hits = groups["weight_ns"].sum(), groups.size()
-    python = (frames["kind"] == "python").to_numpy()
+    python = tables.is_text(frames["kind"], "python")
     stack = frames["stack_id"].to_numpy()
-    wanted = python | ~np.isin(stack, stack[python])
-    frames, stack = frames[wanted], stack[wanted]
-    keys = frames.groupby(
-        ["function", "filename", "first_line"], observed=True, sort=False, dropna=False
-    ).ngroup()
-    function = keys.to_numpy()
+    wanted = np.flatnonzero(python | ~np.isin(stack, stack[python]))
+    function, first = distinct_functions(frames.iloc[wanted], line="first_line")
+    named = frames.iloc[wanted[first]]
 
-    innermost = np.append(stack[1:] != stack[:-1], True) if len(stack) else wanted[:0]
-    once = ~pd.DataFrame({"s": stack, "f": function}).duplicated().to_numpy()
-    count = int(function.max(initial=-1)) + 1
+    # Numbers for the stacks, those first that have frames; the last is nobody's.
+    of_frame, stacks = pd.factorize(stack[wanted])
+    of_sample = pd.Index(stacks).get_indexer(samples["stack_id"].to_numpy())
+    weights, hits = np.zeros((2, len(stacks) + 1), np.int64)
+    np.add.at(weights, of_sample, samples["weight_ns"].to_numpy())
+    np.add.at(hits, of_sample, 1)
+    innermost = np.append(of_frame[1:] != of_frame[:-1], True)[: len(of_frame)]
+    once = ~pd.Series(of_frame * np.int64(len(first) + 1) + function).duplicated().to_numpy()
 
-    def total(of: pd.Series, rows: np.ndarray[Any, Any]) -> Ints:
-        sums = np.zeros(count, np.int64)
-        np.add.at(sums, function[rows], of.reindex(stack[rows], fill_value=0).to_numpy())
+    def total(of: Ints, rows: NDArray[np.bool_]) -> Ints:
+        sums = np.zeros(len(first), np.int64)
+        np.add.at(sums, function[rows], of[of_frame[rows]])
         return sums
 
-    named = frames.iloc[np.flatnonzero(~keys.duplicated().to_numpy())]
     return _Part.of(
-        named.rename(columns={"line_number": "line", "first_line": "line_number"}),
+        named,
+        "first_line",
         sampled_ns=total(weights, once),
         sampled_self_ns=total(weights, innermost),
         samples=total(hits, once),
@@ -152,23 +153,15 @@ def _of_samples(samples: pd.DataFrame, frames: pd.DataFrame) -> _Part:
 def _of_calls(calls: pd.DataFrame) -> _Part:
     from pystack_nb.pairing import sum_up  # noqa: PLC0415  (compiled: only when there are calls)
 
-    function, filename = calls["function"].cat, calls["filename"].cat
-    pairs = (function.codes.to_numpy(np.int64) + 1) * (len(filename.categories) + 1)
-    pairs += filename.codes.to_numpy() + 1
-    distinct = pd.factorize(pairs)[0].astype(np.int64) << 32
-    key = pd.factorize(distinct + calls["line_number"].to_numpy())[0].astype(np.int64)
-    count = int(key.max(initial=-1)) + 1
-    first = np.zeros(count, np.int64)
-    first[key[::-1]] = np.arange(len(key) - 1, -1, -1)
-
+    key, first = distinct_functions(calls)
     sums = sum_up(
         _by_thread(calls),
         key,
-        count,
+        len(first),
         parent=calls["parent"].to_numpy(),
         dur_ns=calls["dur_ns"].to_numpy(),
         self_ns=calls["self_ns"].to_numpy(),
-        counted=(calls["kind"] != tables.CONTINUED).to_numpy(),
+        counted=~tables.is_text(calls["kind"], tables.CONTINUED),
     )
     return _Part.of(calls.iloc[first], **sums._asdict())
 

@@ -7,6 +7,7 @@ from 3.14 on).  The table comes from another process, so each byte of it may be 
 from __future__ import annotations
 
 from array import array
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,8 @@ _LARGEST_LINE = 2**31 - 1
 _LONGEST_VARINT = 6
 
 
+# What runs a cell is the same in each.
+@lru_cache(maxsize=1024)
 def decode_lines(table: bytes, first_line: int) -> NDArray[np.int32]:
     """Decode a code object's ``co_linetable``.
 
@@ -36,7 +39,8 @@ def decode_lines(table: bytes, first_line: int) -> NDArray[np.int32]:
     Returns
     -------
     numpy.ndarray of int32
-        The line of each code unit (two bytes of bytecode); 0 where there is none.
+        The line of each code unit (two bytes of bytecode); 0 where there is none.  It can't be
+        written to.
     """
     lines = array("i")
     line, position, end = first_line, 0, len(table)
@@ -63,7 +67,9 @@ def decode_lines(table: bytes, first_line: int) -> NDArray[np.int32]:
             break
         told = line if shown and 0 < line <= _LARGEST_LINE else 0
         lines.extend([told] * ((entry & 7) + 1))
-    return np.frombuffer(lines, np.int32) if lines else np.zeros(0, np.int32)
+    found = np.array(lines, np.int32)
+    found.flags.writeable = False  # the next who asks gets it, too
+    return found
 
 
 def _varint(table: bytes, position: int) -> tuple[int, int]:

@@ -55,8 +55,15 @@ def by_thread(calls: pd.DataFrame) -> Iterator[tuple[int, int, Ints]]:
         yield int(pid[row]), int(tid[row]), order[start:stop]
 
 
-def distinct_functions(calls: pd.DataFrame) -> tuple[Ints, Ints]:
+def distinct_functions(calls: pd.DataFrame, line: str = "line_number") -> tuple[Ints, Ints]:
     """Give the functions of calls numbers, from 0 in the order in which they appear.
+
+    Parameters
+    ----------
+    calls : pandas.DataFrame
+        Any table with columns ``function`` and ``filename``.
+    line : str, optional
+        The column with the functions' first lines.
 
     Returns
     -------
@@ -65,10 +72,10 @@ def distinct_functions(calls: pd.DataFrame) -> tuple[Ints, Ints]:
     first : numpy.ndarray of int64, shape (functions,)
         Where each function's first call stands.
     """
-    function, filename = calls["function"].cat, calls["filename"].cat
-    key = (function.codes.to_numpy(np.int64) + 1) * (len(filename.categories) + 1)
-    key = pd.factorize(key + filename.codes.to_numpy() + 1)[0].astype(np.int64) << 32
-    of_call, distinct = pd.factorize(key + calls["line_number"].to_numpy())
+    function, filename = calls["function"].array, calls["filename"].array
+    key = (function.codes.astype(np.int64) + 1) * (len(filename.categories) + 1)
+    key = pd.factorize(key + filename.codes + 1)[0].astype(np.int64) << 32
+    of_call, distinct = pd.factorize(key + calls[line].to_numpy())
     first = np.zeros(len(distinct), np.int64)
     first[of_call[::-1]] = np.arange(len(calls) - 1, -1, -1)
     return of_call, first

@@ -137,7 +137,10 @@ class Recording:
             ``kind``, ``function``, ``filename`` and ``line_number``.
         """
         names = ["kind", "function", "filename", "line_number"]
-        columns = [_values(self.frames[x]) for x in names]
+        columns = [
+            *(tables.texts(self.frames[x]) for x in names[:3]),
+            self.frames[names[3]].tolist(),
+        ]
         rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
         stacks: dict[int, list[dict[str, Any]]] = {}
         for stack_id, row in zip(self.frames["stack_id"].tolist(), rows, strict=True):
@@ -157,8 +160,8 @@ class Recording:
                 samples["ts_ns"].tolist(),
                 samples["pid"].tolist(),
                 samples["tid"].tolist(),
-                _values(samples["function"]),
-                _values(samples["filename"]),
+                tables.texts(samples["function"]),
+                tables.texts(samples["filename"]),
                 samples["line_number"].tolist(),
                 samples["stack_id"].tolist(),
                 strict=True,
@@ -334,12 +337,3 @@ def from_traces(traces: list[dict[str, Any]]) -> Recording:
     rows = [(n, depth, *row) for stack, n in numbers.items() for depth, row in enumerate(stack)]
     frames = pd.DataFrame(rows, columns=["stack_id", "depth", *names]).assign(first_line=0)
     return Recording(samples, frames)
-
-
-def _values(column: pd.Series) -> list[Any]:
-    if not isinstance(column.dtype, pd.CategoricalDtype):
-        return column.tolist()
-    # A list of the few categories, indexed, is much quicker than Series.tolist(); the None
-    # at its end is what code -1 reaches.
-    names = [*column.cat.categories.tolist(), None]
-    return [names[x] for x in column.cat.codes.tolist()]

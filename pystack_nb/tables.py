@@ -6,6 +6,7 @@ recordings of the same contents have equal tables wherever they came from.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,6 +76,9 @@ ON_CPU = "on-cpu"
 CALL, RESUME, CONTINUED, C_CALL = "call", "resume", "continued", "c-call"
 CALL_KINDS = (CALL, RESUME, CONTINUED, C_CALL)
 
+# A small recording takes longer to make tables of than to read: so many texts are looked up.
+_FEW = 64
+
 
 def categorical(codes: NDArray[np.integer], values: Iterable[str]) -> pd.Categorical:
     """Make a canonical categorical of indices into `values`.
@@ -97,8 +101,43 @@ def categorical(codes: NDArray[np.integer], values: Iterable[str]) -> pd.Categor
     order = sorted(np.flatnonzero(used[:-1]).tolist(), key=names.__getitem__)
     new_code = np.full(len(names) + 1, -1, np.int32)
     new_code[order] = np.arange(len(order), dtype=np.int32)
-    categories = pd.Index([names[x] for x in order], dtype="str")
-    return pd.Categorical.from_codes(new_code[codes], categories=categories)
+    dtype = _dtype(tuple(names[x] for x in order))
+    return pd.Categorical.from_codes(new_code[codes], dtype=dtype, validate=False)
+
+
+def _dtype(names: tuple[str, ...]) -> pd.CategoricalDtype:
+    """Make the dtype of these categories, which are sorted and distinct."""
+    return _known_dtype(names) if len(names) <= _FEW else _new_dtype(names)
+
+
+def _new_dtype(names: tuple[str, ...]) -> pd.CategoricalDtype:
+    return pd.CategoricalDtype(pd.Index(names, dtype="str"))
+
+
+_known_dtype = lru_cache(maxsize=256)(_new_dtype)
+
+
+def texts(column: pd.Series) -> list[str | None]:
+    """List the texts of a column; None where there is none.
+
+    Parameters
+    ----------
+    column : pandas.Series
+        Categorical, as all texts of a recording's tables are.
+    """
+    array: pd.Categorical = column.array
+    # A list of the few categories, indexed, is much quicker than Series.tolist(); the None
+    # at its end is what code -1 reaches.
+    names = [*array.categories.tolist(), None]
+    return [names[x] for x in array.codes.tolist()]
+
+
+def is_text(column: pd.Series, text: str) -> NDArray[np.bool_]:
+    """Tell which rows of such a column have this text."""
+    array: pd.Categorical = column.array
+    names = array.categories.tolist()
+    rows: NDArray[np.bool_] = array.codes == (names.index(text) if text in names else len(names))
+    return rows
 
 
 def conform(
@@ -127,22 +166,10 @@ def conform(
     RecordingFormatError
         If a column is missing or can't have its dtype.
     """
-    missing = [x for x in columns if x not in table.columns]
-    if missing:
-        raise RecordingFormatError(
-            f"the table {name!r} has no column {', '.join(missing)}; "
-            "give a table with all the columns of a Recording"
-        )
-    try:
-        if not _has_columns(table, columns):
-            table = pd.DataFrame(
-                {x: _column(table[x], dtype) for x, dtype in columns.items()}, copy=False
-            )
-    except (TypeError, ValueError, OverflowError) as error:
-        raise RecordingFormatError(
-            f"the table {name!r} holds values that its columns can't have ({error}); "
-            "make the recording or the file again"
-        ) from error
+    if not len(table) and list(table.columns) == list(columns):
+        return empty(columns)
+    if not _has_columns(table, columns):
+        table = _with_columns(table, columns, name)
     keys = [table[x].to_numpy() for x in order]
     if not _is_sorted(keys):
         return table.take(np.lexsort(keys[::-1])).reset_index(drop=True)
@@ -175,7 +202,13 @@ def conform_calls(table: pd.DataFrame) -> pd.DataFrame:
 
 def empty(columns: Mapping[str, str]) -> pd.DataFrame:
     """Make a table of no rows that has these columns and dtypes."""
-    return pd.DataFrame({x: _column(pd.Series([], dtype="object"), columns[x]) for x in columns})
+    return _empty(tuple(columns.items())).copy(deep=False)
+
+
+@lru_cache(maxsize=16)
+def _empty(columns: tuple[tuple[str, str], ...]) -> pd.DataFrame:
+    nothing = pd.Series([], dtype="object")
+    return pd.DataFrame({x: _column(nothing, dtype) for x, dtype in columns})
 
 
 def check_format(about: Any, version: int) -> None:
@@ -192,16 +225,37 @@ def check_format(about: Any, version: int) -> None:
 
 def _has_columns(table: pd.DataFrame, columns: Mapping[str, str]) -> bool:
     """Whether a table has these columns and dtypes already, as those of a recording do."""
-    if list(table.columns) != list(columns) or not table.index.equals(pd.RangeIndex(len(table))):
+    if table.columns.tolist() != list(columns) or not table.index.equals(pd.RangeIndex(len(table))):
         return False
-    for (_, values), dtype in zip(table.items(), columns.values(), strict=True):
-        array = values.array
-        if isinstance(array, pd.Categorical):
-            if dtype != "category" or not _is_canonical(array.codes, array.categories):
+    # The columns themselves take their time to get at: only those of texts are looked into.
+    for (name, wanted), dtype in zip(columns.items(), table.dtypes.tolist(), strict=True):
+        if isinstance(dtype, pd.CategoricalDtype) != (wanted == "category"):
+            return False
+        if wanted == "category":
+            array = table[name].array
+            if not _is_canonical(array.codes, array.categories):
                 return False
-        elif dtype == "category" or array.dtype != dtype:
+        elif dtype != wanted:
             return False
     return True
+
+
+def _with_columns(table: pd.DataFrame, columns: Mapping[str, str], name: str) -> pd.DataFrame:
+    missing = [x for x in columns if x not in table.columns]
+    if missing:
+        raise RecordingFormatError(
+            f"the table {name!r} has no column {', '.join(missing)}; "
+            "give a table with all the columns of a Recording"
+        )
+    try:
+        return pd.DataFrame(
+            {x: _column(table[x], dtype) for x, dtype in columns.items()}, copy=False
+        )
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RecordingFormatError(
+            f"the table {name!r} holds values that its columns can't have ({error}); "
+            "make the recording or the file again"
+        ) from error
 
 
 def _not_nested() -> RecordingFormatError:

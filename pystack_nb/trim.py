@@ -37,7 +37,7 @@ from pystack_nb.machinery import Machinery
 from pystack_nb.recording import Recording
 from pystack_nb.trim_calls import trim_calls
 from pystack_nb.trim_events import trim_events
-from pystack_nb.trim_tables import of_file, renamed, shows, shows_value
+from pystack_nb.trim_tables import of_category, of_file, renamed, shows, shows_value
 
 
 if TYPE_CHECKING:
@@ -83,21 +83,7 @@ def trim(
         With stacks numbered anew, from 0 and without gaps; equal ones have one number.
     """
     start_ns, end_ns = int(cell["start_ns"]), int(cell["end_ns"])
-    samples = recording.samples[recording.samples["ts_ns"].between(start_ns, end_ns)]
-    # Sorted by stack and depth, as a Recording makes sure.
-    frames = recording.frames[recording.frames["stack_id"].isin(samples["stack_id"])]
-    old_ids, stack = np.unique(frames["stack_id"].to_numpy(), return_inverse=True)
-    mine = np.isin(old_ids, samples.loc[samples["tid"] == cell["tid"], "stack_id"])
-    first, dropped = _cuts(frames, stack, mine, cell["filename"], machinery)
-    samples = _without_machinery(samples, old_ids[dropped], machinery)
-    used = np.isin(old_ids, samples["stack_id"])
-    keep = used[stack] & (_position(stack) >= first[stack]) & ~_inside(frames, machinery)
-    samples = _with_leaves(samples, frames, keep)
-    frames, stack = frames[keep], stack[keep]
-    numbers, chosen = _renumber(_rows(frames), stack, len(old_ids))
-    frames = frames.assign(stack_id=numbers[stack], depth=_position(stack))[chosen]
-    new_ids = pd.Series(numbers, old_ids)
-    samples = samples.assign(stack_id=new_ids.reindex(samples["stack_id"], fill_value=-1).array)
+    samples, frames = _trim_samples(recording, machinery, cell)
     trimmed = len(recording.samples) - len(samples)
     calls = trim_calls(recording.calls, machinery, cell, stacks)
     counts = recording.counts
@@ -127,11 +113,42 @@ def trim(
     return Recording(samples, frames, trim_events(recording.events, cell), info, calls, counts)
 
 
+def _trim_samples(
+    recording: Recording, machinery: Machinery, cell: Mapping[str, Any]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Keep the samples of the cell, and the frames of their stacks that are the cell's."""
+    ts_ns = recording.samples["ts_ns"].to_numpy()
+    in_time = (ts_ns >= int(cell["start_ns"])) & (ts_ns <= int(cell["end_ns"]))
+    samples = recording.samples[in_time]
+    if not len(samples):
+        return samples, recording.frames[:0]
+    # Sorted by stack and depth, as a Recording makes sure.
+    frames = recording.frames
+    frames = frames[np.isin(frames["stack_id"].to_numpy(), samples["stack_id"].to_numpy())]
+    old_ids, stack = np.unique(frames["stack_id"].to_numpy(), return_inverse=True)
+    mine = np.isin(old_ids, _stacks(samples, samples["tid"].to_numpy() == cell["tid"]))
+    first, dropped = _cuts(frames, stack, mine, cell["filename"], machinery)
+    samples = _without_machinery(samples, old_ids[dropped], machinery)
+    used = np.isin(old_ids, _stacks(samples))
+    keep = used[stack] & (_position(stack) >= first[stack]) & ~_inside(frames, machinery)
+    samples = _with_leaves(samples, frames, keep)
+    frames, stack = frames[keep], stack[keep]
+    numbers, chosen = _renumber(_rows(frames), stack, len(old_ids))
+    frames = frames.assign(stack_id=numbers[stack], depth=_position(stack))[chosen]
+    new_ids = np.append(numbers, -1)[pd.Index(old_ids).get_indexer(_stacks(samples))]
+    return samples.assign(stack_id=new_ids), frames
+
+
+def _stacks(samples: pd.DataFrame, chosen: Bools | slice = slice(None)) -> Ints:
+    stacks: Ints = samples["stack_id"].to_numpy()[chosen]
+    return stacks
+
+
 def _cuts(
     frames: pd.DataFrame, stack: Ints, mine: Bools, cell_filename: str, machinery: Machinery
 ) -> tuple[Ints, Bools]:
     """Tell for each stack how many leading frames go, and whether it goes as a whole."""
-    python = (frames["kind"] == "python").to_numpy()
+    python = tables.is_text(frames["kind"], "python")
     position, count = _position(stack), len(mine)
     beyond = np.iinfo(np.int64).max
 
@@ -167,7 +184,7 @@ def _cuts(
 
 
 def _inside(frames: pd.DataFrame, machinery: Machinery) -> Bools:
-    python = (frames["kind"] == "python").to_numpy()
+    python = tables.is_text(frames["kind"], "python")
     inside: Bools = of_file(frames, lambda name: name.startswith(machinery.inside)) & python
     helps = of_file(frames, machinery.is_help) & ~shows(frames) & ~inside & python
     # What helps belongs to the frame that it helps: the last one before it that does not.
@@ -179,7 +196,7 @@ def _inside(frames: pd.DataFrame, machinery: Machinery) -> Bools:
 
 def _with_leaves(samples: pd.DataFrame, frames: pd.DataFrame, keep: Bools) -> pd.DataFrame:
     """Name the innermost Python function that is kept, where that is another one now."""
-    python = frames.assign(kept=keep)[(frames["kind"] == "python").to_numpy()]
+    python = frames.assign(kept=keep)[tables.is_text(frames["kind"], "python")]
     last = python.drop_duplicates("stack_id", keep="last")
     changed = samples["stack_id"].isin(last.loc[~last["kept"], "stack_id"]).to_numpy()
     if not changed.any():
@@ -219,9 +236,9 @@ def _rows(frames: pd.DataFrame) -> Ints:
     """Give equal frames equal numbers, whatever stack they are in."""
     row = np.zeros(len(frames), dtype=np.int64)
     for name in ("kind", "function", "filename", "line_number", "first_line"):
-        column = frames[name]
-        values = column.cat.codes if isinstance(column.dtype, pd.CategoricalDtype) else column
-        distinct, code = np.unique(values.to_numpy(), return_inverse=True)
+        array = frames[name].array
+        values = array.codes if isinstance(array, pd.Categorical) else array.to_numpy()
+        distinct, code = np.unique(values, return_inverse=True)
         row = np.unique(row * len(distinct) + code, return_inverse=True)[1]
     return row
 
@@ -256,9 +273,9 @@ def _renumber(row: Ints, stack: Ints, count: int) -> tuple[Ints, Bools]:
 def _without_machinery(
     samples: pd.DataFrame, dropped_ids: Ints, machinery: Machinery
 ) -> pd.DataFrame:
-    out = samples["stack_id"].isin(dropped_ids)
+    out = np.isin(_stacks(samples), dropped_ids)
     # A thread whose Python is all machinery is part of it without Python, too.
-    tids, python = samples["tid"], samples["function"].notna()
-    out |= ~python & tids.isin(tids[out]) & ~tids.isin(tids[python & ~out])
-    out |= ~python & samples["comm"].astype(str).str.startswith(machinery.threads)
+    tids, python = samples["tid"].to_numpy(), samples["function"].array.codes >= 0
+    out |= ~python & np.isin(tids, tids[out]) & ~np.isin(tids, tids[python & ~out])
+    out |= ~python & of_category(samples["comm"], lambda name: name.startswith(machinery.threads))
     return samples[~out]

@@ -196,7 +196,7 @@ def _run_by_shell(
     calls: pd.DataFrame, parent: Ints, machinery: Machinery, cell: Mapping[str, Any]
 ) -> Bools:
     """Find what the cell's code calls where that has no row: the shell runs it."""
-    mine: Bools = (calls["tid"] == cell["tid"]).to_numpy()
+    mine: Bools = calls["tid"].to_numpy() == cell["tid"]
     return mine & runs_code(calls, machinery.shell)[parent] & (parent >= 0)
 
 
@@ -257,4 +257,4 @@ def _end_before_showing(  # noqa: PLR0917 - columns of one table
 
 
 def _is_python(calls: pd.DataFrame) -> Bools:
-    return (calls["kind"] != tables.C_CALL).to_numpy()
+    return ~tables.is_text(calls["kind"], tables.C_CALL)

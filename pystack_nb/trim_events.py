@@ -29,9 +29,20 @@ def trim_events(events: pd.DataFrame, cell: Mapping[str, Any]) -> pd.DataFrame:
         ``complete`` False in its ``args``.  An event of kind ``mark`` named ``cell`` is added.
     """
     start_ns, end_ns = int(cell["start_ns"]), int(cell["end_ns"])
+    mark = {
+        "ts_ns": start_ns,
+        "dur_ns": end_ns - start_ns,
+        "pid": cell["pid"],
+        "tid": cell["tid"],
+        "kind": "mark",
+        "name": "cell",
+        "args": {},
+    }
     ts_ns = events["ts_ns"].to_numpy()
     ends_ns = ts_ns + events["dur_ns"].to_numpy()
     keep = (ends_ns >= start_ns) & (ts_ns <= end_ns)
+    if not keep.any():
+        return pd.DataFrame([mark], columns=events.columns)
     events, ts_ns, ends_ns = events[keep], ts_ns[keep], ends_ns[keep]
     args = events["args"].to_numpy(dtype=object).copy()
     for row in np.flatnonzero(ends_ns > end_ns):
@@ -44,15 +55,6 @@ def trim_events(events: pd.DataFrame, cell: Mapping[str, Any]) -> pd.DataFrame:
         name=events["name"].astype(object),
         args=args,
     )
-    mark = {
-        "ts_ns": start_ns,
-        "dur_ns": end_ns - start_ns,
-        "pid": cell["pid"],
-        "tid": cell["tid"],
-        "kind": "mark",
-        "name": "cell",
-        "args": {},
-    }
     marked = pd.DataFrame([mark], columns=events.columns)
     # First: where it begins with another one, that one lies in it.
-    return pd.concat([marked, cut], ignore_index=True) if len(cut) else marked
+    return pd.concat([marked, cut], ignore_index=True)

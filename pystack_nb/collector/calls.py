@@ -54,6 +54,9 @@ _PAIR = struct.Struct("<3Q")
 _COUNTS = struct.Struct(f"<IHHI4x{_CALL_COUNTERS}Q")
 _CODE_COUNT = struct.Struct("<I4xQQ")
 
+_COUNTS_AT_ONCE = 1024
+_NO_COUNTS = bytes(16 * _COUNTS_AT_ONCE)
+
 
 class SharedCalls:
     """What a probe has stored and not sent, or only counted.
@@ -125,12 +128,17 @@ class SharedCalls:
 
     def _counts(self) -> bytes:
         counters = os.pread(self.fd, _COUNTERS.size, _COUNTERS_AT)
-        words = memoryview(os.pread(self.fd, PST_COUNTED * 16, PST_COUNTS_AT)).cast("Q")
-        codes = [
-            _CODE_COUNT.pack(code_id, calls, words[2 * code_id + 1])
-            for code_id, calls in enumerate(words[::2])
-            if calls
-        ]
+        codes = []
+        for first in range(0, PST_COUNTED, _COUNTS_AT_ONCE):
+            data = os.pread(self.fd, len(_NO_COUNTS), PST_COUNTS_AT + 16 * first)
+            if data == _NO_COUNTS:  # as most are: there are fewer functions
+                continue
+            words = memoryview(data).cast("Q")
+            codes += [
+                _CODE_COUNT.pack(code_id, calls, words[2 * (code_id - first) + 1])
+                for code_id, calls in enumerate(words[::2], first)
+                if calls
+            ]
         size = _COUNTS.size + len(codes) * _CODE_COUNT.size
         head = _COUNTS.pack(size, PST_COUNTS, 0, len(codes), *_COUNTERS.unpack(counters))
         return head + b"".join(codes)

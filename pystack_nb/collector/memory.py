@@ -16,6 +16,7 @@ from .protocol import CollectorProblem
 
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Self
 
 _MAX_MAPS = 32 << 20  # bytes of /proc/PID/maps; vm.max_map_count allows about 8 MiB
@@ -103,8 +104,28 @@ class AddressSpace:
         finally:
             os.close(fd)
 
-    def mappings(self) -> list[Mapping]:
-        """All mappings, in the order of their addresses."""
+    def mapping_at(self, address: int) -> Mapping | None:
+        """Give the mapping that an address lies in, or None."""
+        for line in self._maps():
+            start, _, end = line.partition(b" ")[0].partition(b"-")
+            if int(start, 16) <= address < int(end, 16):
+                return _mapping(line)
+        return None
+
+    def mapped_files(self, wanted: Callable[[str], bool]) -> list[Mapping]:
+        """Give the mappings of the files whose path is wanted, in the order of their addresses."""
+        known: dict[bytes, bool] = {}  # a notebook maps hundreds of files, each a few times
+        found = []
+        for line in self._maps():
+            _, slash, rest = line.partition(b"/")
+            if slash and rest not in known:
+                known[rest] = wanted(os.fsdecode(slash + rest))
+            if slash and known[rest]:
+                found.append(_mapping(line))
+        return found
+
+    def _maps(self) -> list[bytes]:
+        """Read the lines of ``/proc/PID/maps``."""
         text = bytearray()
         fd = self._open("maps")
         try:
@@ -117,7 +138,7 @@ class AddressSpace:
             raise gone(self.pid) from None
         finally:
             os.close(fd)
-        return [_mapping(line) for line in bytes(text).split(b"\n") if line]
+        return [line for line in bytes(text).split(b"\n") if line]
 
     def read(self, address: int, size: int) -> bytes:
         """Read memory, all of it or none; pages that are not there yet are faulted in."""

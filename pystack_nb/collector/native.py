@@ -76,9 +76,8 @@ class Symbols:
     def refresh(self) -> None:
         """Read the target's executable mappings again; those of an ended program are kept."""
         text = self._read()
-        executable = [
-            fields for line in text.split(b"\n")[:-1] if b"x" in (fields := line.split(None, 5))[1]
-        ]
+        lines = [line for line in text.split(b"\n")[:-1] if b"x" in line.split(b" ", 2)[1]]
+        executable = [line.split(None, 5) for line in lines]
         if not executable:  # the program has ended, or another one has taken its place
             return
         ranges = [tuple(int(end, 16) for end in fields[0].split(b"-")) for fields in executable]

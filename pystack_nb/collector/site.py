@@ -75,12 +75,12 @@ def find_site(pid: int, address: int) -> Site:
 
 
 def _mapping_at(memory: AddressSpace, address: int) -> Mapping:
-    for mapping in memory.mappings():
-        if mapping.start <= address < mapping.end:
-            if mapping.inode and "x" in mapping.permissions and "p" in mapping.permissions:
-                return mapping
-            raise _refuse("no program's code is mapped there")
-    raise _refuse("nothing is mapped there")
+    mapping = memory.mapping_at(address)
+    if mapping is None:
+        raise _refuse("nothing is mapped there")
+    if mapping.inode and "x" in mapping.permissions and "p" in mapping.permissions:
+        return mapping
+    raise _refuse("no program's code is mapped there")
 
 
 def _check_file(fd: int, offset: int) -> None:

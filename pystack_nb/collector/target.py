@@ -138,7 +138,8 @@ def find_interpreter(pid: int) -> Interpreter:
 
 
 def _find(memory: AddressSpace) -> Interpreter:
-    mappings = memory.mappings()
+    executable = memory.executable()
+    mappings = memory.mapped_files(lambda path: path == executable or _is_library(path))
     if not mappings and memory.ended():
         raise gone(memory.pid)
     images = list(_images(memory, mappings))
@@ -178,11 +179,9 @@ def _not_ready(pid: int) -> CollectorProblem:
 
 
 def _images(memory: AddressSpace, mappings: list[Mapping]) -> Iterator[_Image]:
-    executable = memory.executable()
     by_file: dict[tuple[int, int, str], list[Mapping]] = {}
     for mapping in mappings:
-        is_library = mapping.path.rpartition("/")[2].startswith("libpython")
-        if mapping.inode and (is_library or mapping.path == executable):
+        if mapping.inode:
             by_file.setdefault((mapping.device, mapping.inode, mapping.path), []).append(mapping)
     for (_, _, path), own in list(by_file.items())[:_MAX_IMAGES]:
         fd = memory.open_file(own[0])
@@ -196,6 +195,10 @@ def _images(memory: AddressSpace, mappings: list[Mapping]) -> Iterator[_Image]:
             os.close(fd)
         if image:
             yield image
+
+
+def _is_library(path: str) -> bool:
+    return path.rpartition("/")[2].startswith("libpython")
 
 
 def _image(fd: int, path: str, mappings: list[Mapping]) -> _Image | None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     Ints = NDArray[Any]  # of integers
     Bools = NDArray[np.bool_]
+    Columns = dict[str, NDArray[Any]]
 
 
 class CallSlices:
@@ -47,7 +48,7 @@ class CallSlices:
         )
         function, first = distinct_functions(calls)
         self._named = calls.iloc[first]
-        rows = np.flatnonzero((depth < max_depth) & _is_one_of(tid, [x.tid for x in shown]))
+        rows = np.flatnonzero((depth < max_depth) & is_one_of(tid, [x.tid for x in shown]))
         thread, self._tids = pd.factorize(tid[rows])
         # Two small numbers in one that is sorted quickly, by counting, where it has 16 bits.
         key = depth[rows].astype(np.int64) * len(self._tids) + thread
@@ -66,31 +67,33 @@ class CallSlices:
             np.ones(len(rows), np.int64),
         )
 
-    def merge(self, start_ns: int, pixel_ns: float) -> pd.DataFrame:
+    def merge(self, start_ns: int, pixel_ns: float) -> Columns:
         """Draw at a scale; a later one must not be finer.
 
         Returns
         -------
-        pandas.DataFrame
-            As `Timeline.slices` but for ``level``, sorted by depth, thread and time.
+        dict of str to numpy.ndarray
+            The columns of `Timeline.slices` but for ``level``, sorted by depth, thread and time.
         """
         if pixel_ns > 0:
             self._stretches = self._stretches.merged(start_ns, pixel_ns)
         drawn, named = self._stretches, self._named
-        is_c = (named["kind"] == tables.C_CALL).to_numpy()
-        table: dict[str, Any] = {
+        is_c = tables.is_text(named["kind"], tables.C_CALL)
+        names = {"kind": np.where(is_c, "native", "python").astype(object)}
+        for name in ("function", "filename"):
+            names[name] = np.array(
+                ["[unknown]" if x is None else x for x in tables.texts(named[name])], object
+            )
+        return {
             "tid": self._tids[drawn.thread],
             "depth": drawn.depth,
             "ts_ns": drawn.start,
             "dur_ns": drawn.end - drawn.start,
-            "kind": np.where(is_c, "native", "python").astype(object)[drawn.function],
+            **{name: texts[drawn.function] for name, texts in names.items()},
+            "line_number": named["line_number"].to_numpy()[drawn.function],
+            "count": drawn.calls,
+            "unit": np.full(len(drawn.start), "call", object),
         }
-        for name in ("function", "filename"):
-            texts = named[name].astype(object).fillna("[unknown]").to_numpy()
-            table[name] = texts[drawn.function]
-        table["line_number"] = named["line_number"].to_numpy()[drawn.function]
-        table |= {"count": drawn.calls, "unit": "call"}
-        return pd.DataFrame(table)
 
 
 class Stretches(NamedTuple):
@@ -175,7 +178,8 @@ def _changes(*columns: Ints) -> Bools:
     return changes
 
 
-def _is_one_of(tid: Ints, tids: list[int]) -> Bools:
+def is_one_of(tid: Ints, tids: list[int]) -> Bools:
+    """Tell which of many numbers are among these few."""
     found = np.zeros(len(tid), np.bool_)
     for one in tids:
         found |= tid == one

@@ -16,6 +16,8 @@ from pystack_nb.views.threads import Thread
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from pystack_nb.views.call_slices import Columns
+
 UNIT = KIND = "event"
 
 
@@ -33,8 +35,9 @@ class EventSlices:
     def __init__(self, recording: Recording, max_depth: int) -> None:
         events = recording.events
         cell = recording.info.get("cell")
-        is_cell = (events["kind"] == "mark") & (events["name"] == "cell")
-        is_cell &= events["ts_ns"] == (cell.get("start_ns") if isinstance(cell, dict) else None)
+        start_ns = cell.get("start_ns") if isinstance(cell, dict) else None
+        is_cell = tables.is_text(events["kind"], "mark") & tables.is_text(events["name"], "cell")
+        is_cell &= events["ts_ns"].to_numpy() == start_ns
         self._events = events[~is_cell]
         tids, counts = np.unique(self._events["tid"].to_numpy(), return_counts=True)
         self._size = dict(zip(tids.tolist(), counts.tolist(), strict=True))
@@ -72,11 +75,14 @@ class EventSlices:
             self._slices = CallSlices(recording, drawn, self._max_depth)
         return rows
 
-    def merge(self, start_ns: int, pixel_ns: float) -> list[pd.DataFrame]:
+    def merge(self, start_ns: int, pixel_ns: float) -> list[Columns]:
         """Draw at a scale, as `CallSlices.merge` does; nothing where there are no events."""
         if self._slices is None:
             return []
-        return [self._slices.merge(start_ns, pixel_ns).assign(unit=UNIT, kind=KIND)]
+        columns = self._slices.merge(start_ns, pixel_ns)
+        count = len(columns["tid"])
+        what = {"unit": np.full(count, UNIT, object), "kind": np.full(count, KIND, object)}
+        return [columns | what]
 
     def _row(self, tid: int) -> Thread:
         return Thread(-tid, "events", self._size[tid], UNIT)

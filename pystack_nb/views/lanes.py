@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pystack_nb.recording import Recording
+    from pystack_nb.views.call_slices import Columns
     from pystack_nb.views.threads import Thread
 
     Ints = NDArray[Any]  # of integers
@@ -157,8 +158,8 @@ def _of_calls(recording: Recording, thread: Thread) -> _Stretches:
     names = _names(table)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     function = np.array([numbers[x] for x in names], np.int64)
-    start = (table["ts_ns"] - start_ns).to_numpy() / width
-    end = start + table["dur_ns"].to_numpy() / width
+    start = (table["ts_ns"] - start_ns) / width
+    end = start + table["dur_ns"] / width
     first, last = (np.ceil(x - 0.5).astype(np.int64).clip(0, COLUMNS * FINER) for x in (start, end))
     call, part = spread(first, last)
     innermost = np.full(COLUMNS * FINER, -1, np.int64)
@@ -167,6 +168,6 @@ def _of_calls(recording: Recording, thread: Thread) -> _Stretches:
     return _Stretches(bounds[:-1], bounds[1:], innermost, list(numbers))
 
 
-def _names(table: pd.DataFrame) -> list[Name]:
+def _names(table: pd.DataFrame | Columns) -> list[Name]:
     columns = (table[x].tolist() for x in ("function", "filename", "line_number"))
     return list(zip(*columns, strict=True))

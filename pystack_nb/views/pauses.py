@@ -42,19 +42,23 @@ def pauses(recording: Recording, slices: pd.DataFrame, columns: int) -> pd.DataF
     """
     start_ns, end_ns = extent(recording)
     least = max(GAP_PERIODS * period_ns(recording), GAP_COLUMNS * (end_ns - start_ns) / columns)
-    parts = [slices.iloc[:0][["tid", "level", "ts_ns", "dur_ns"]]]
-    for tid, of_thread in slices[slices["unit"] == "call"].groupby("tid", sort=False):
-        begin, end = not_running(recording, int(str(tid)))
-        left = of_thread["ts_ns"].to_numpy()
-        right = left + of_thread["dur_ns"].to_numpy()
+    tid, level, start, length = (slices[x].to_numpy() for x in ("tid", "level", "ts_ns", "dur_ns"))
+    call = (slices["unit"] == "call").to_numpy() & tells_pauses(recording)
+    none = np.zeros(0, np.int64)
+    parts: list[tuple[Ints, Ints, Ints]] = [(none, none, none)]
+    for thread in pd.unique(tid[call]).tolist():
+        begin, end = not_running(recording, thread)
+        rows = np.flatnonzero(call & (tid == thread))
+        left, right = start[rows], start[rows] + length[rows]
         first = np.searchsorted(end, left, side="right")
         last = np.maximum(np.searchsorted(begin, right, side="left"), first)
         number, pause = spread(first, last)
         ts = np.maximum(left[number], begin[pause])
         dur = np.minimum(right[number], end[pause]) - ts
-        part = of_thread[["tid", "level"]].iloc[number].assign(ts_ns=ts, dur_ns=dur)
-        parts.append(part[dur >= least])
-    return pd.concat(parts, ignore_index=True)
+        long = dur >= least
+        parts.append((rows[number[long]], ts[long], dur[long]))
+    row, ts, dur = (np.concatenate(x) for x in zip(*parts, strict=True))
+    return pd.DataFrame({"tid": tid[row], "level": level[row], "ts_ns": ts, "dur_ns": dur})
 
 
 def not_running(recording: Recording, tid: int) -> tuple[Ints, Ints]:
@@ -66,7 +70,7 @@ def not_running(recording: Recording, tid: int) -> tuple[Ints, Ints]:
     if not tells_pauses(recording):
         return none, none
     samples, period = recording.samples, period_ns(recording)
-    ts = samples.loc[samples["tid"] == tid, "ts_ns"].to_numpy()
+    ts = samples["ts_ns"].to_numpy()[samples["tid"].to_numpy() == tid]
     start_ns, end_ns = extent(recording)
     begin, end = np.append(start_ns, ts + period), np.append(ts, end_ns)
     long = end - begin >= GAP_PERIODS * period
@@ -82,16 +86,17 @@ def tells_pauses(recording: Recording) -> bool:
 
 def extent(recording: Recording) -> tuple[int, int]:
     """Return what the time axis spans: from the recording's start to its end, ns."""
-    ts = recording.samples["ts_ns"]
+    ts = recording.samples["ts_ns"].to_numpy()
     info = recording.info
     bounds = [int(x) for x in (info.get("start_ns"), info.get("end_ns")) if x]
     if len(ts):
         # A sample stands for a period, but nothing lasts longer than the recording.
         period = 0 if info.get("end_ns") else period_ns(recording)
-        bounds += [int(ts.iloc[0]), int(ts.iloc[-1]) + period]
+        bounds += [int(ts[0]), int(ts[-1]) + period]
     calls = recording.calls
     if len(calls):
-        bounds += [int(calls["ts_ns"].iloc[0]), int((calls["ts_ns"] + calls["dur_ns"]).max())]
+        begun = calls["ts_ns"].to_numpy()
+        bounds += [int(begun[0]), int((begun + calls["dur_ns"].to_numpy()).max())]
     start = min(bounds, default=0)
     return start, max([*bounds, start + 1])
 

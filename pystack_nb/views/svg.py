@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from pystack_nb.views.timeline import Timeline, layout
 from pystack_nb.views.wording import (
@@ -18,6 +20,10 @@ from pystack_nb.views.wording import (
 
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from numpy.typing import NDArray
+
     from pystack_nb.recording import Recording
 
 WIDTH = 960
@@ -111,11 +117,11 @@ def _axis(timeline: Timeline, height: int) -> list[str]:
 def _slices(timeline: Timeline) -> list[str]:
     table = timeline.slices
     gaps = {row.tid: number * ROW_GAP for number, row in enumerate(timeline.rows)}
-    scale = PLOT / (timeline.end_ns - timeline.start_ns)
+    x, width, y = _places(table, timeline, gaps)
     columns = (
-        NAMES + (table["ts_ns"] - timeline.start_ns) * scale,
-        (table["dur_ns"] * scale).clip(lower=0.8),
-        AXIS + table["level"] * LEVEL + table["tid"].map(gaps),
+        x,
+        np.maximum(width, 0.8),
+        y,
         *(table[x] for x in ("kind", "function", "filename", "line_number", "dur_ns", "count")),
         table["unit"],
     )
@@ -145,18 +151,25 @@ def _slices(timeline: Timeline) -> list[str]:
 
 
 def _pauses(timeline: Timeline, gaps: dict[int, int]) -> list[str]:
-    table = timeline.pauses
-    scale = PLOT / (timeline.end_ns - timeline.start_ns)
-    columns = (
-        NAMES + (table["ts_ns"] - timeline.start_ns) * scale,
-        table["dur_ns"] * scale,
-        AXIS + table["level"] * LEVEL + table["tid"].map(gaps),
-    )
+    columns = _places(timeline.pauses, timeline, gaps)
     return [
         f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{LEVEL - 1}" fill="#fff" '
         f'fill-opacity="{PALE}"/>'
         for x, width, y in zip(*(column.tolist() for column in columns), strict=True)
     ]
+
+
+def _places(
+    table: pd.DataFrame, timeline: Timeline, gaps: dict[int, int]
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Give where boxes begin, how wide they are and how far down they stand."""
+    scale = PLOT / (timeline.end_ns - timeline.start_ns)
+    gap = np.array([gaps[x] for x in table["tid"].tolist()], np.int64)
+    return (
+        NAMES + (table["ts_ns"].to_numpy() - timeline.start_ns) * scale,
+        table["dur_ns"].to_numpy() * scale,
+        AXIS + table["level"].to_numpy() * LEVEL + gap,
+    )
 
 
 def _content(count: int, unit: str) -> str:

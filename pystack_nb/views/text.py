@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from pystack_nb import tables
@@ -54,9 +55,9 @@ def facts(recording: Recording) -> str:
     info, samples, calls = recording.info, recording.samples, recording.calls
     start_ns, end_ns = extent(recording)
     parts = [duration(info.get("wall_ns") or end_ns - start_ns)]
-    threads = len({*samples["tid"].unique(), *calls["tid"].unique()})
+    threads = len(np.union1d(samples["tid"].to_numpy(), calls["tid"].to_numpy()))
     modes = str(info.get("mode", "sample")).split(",")
-    counted = int(recording.counts["ncalls"].sum())
+    counted = int(recording.counts["ncalls"].to_numpy().sum())
     found = [
         many(len(calls), "call") if "calls" in modes or len(calls) else "",
         f"{counted:,} only counted" if counted else "",
@@ -180,19 +181,19 @@ def top_functions(recording: Recording) -> list[Top]:
 
 def _kinds(recording: Recording, table: pd.DataFrame) -> dict[tuple[str, str], str]:
     """Tell which functions are not Python's, by name and file."""
-    frames, calls = recording.frames, recording.calls
-    key = ["function", "filename"]
-    parts = [
-        calls.loc[calls["kind"] == tables.C_CALL, key].drop_duplicates().assign(kind="native"),
-        frames.loc[(frames["kind"] != "python"), [*key, "kind"]],
-    ]
-    kinds = {
-        (function, filename): kind
-        for part in parts
-        for function, filename, kind in zip(*(part[x].tolist() for x in part), strict=True)
-    }
+    key = ("function", "filename")
+    kinds: dict[tuple[Any, ...], str] = {}
+    calls, frames = recording.calls, recording.frames
+    if (rows := tables.is_text(calls["kind"], tables.C_CALL)).any():
+        named = calls.loc[rows, list(key)].drop_duplicates()
+        kinds |= dict.fromkeys(zip(*(tables.texts(named[x]) for x in key), strict=True), "native")
+    if (rows := ~tables.is_text(frames["kind"], "python")).any():
+        named = frames[rows]
+        names = zip(*(tables.texts(named[x]) for x in key), strict=True)
+        kinds |= dict(zip(names, tables.texts(named["kind"]), strict=True))
     # A module may have a function in C and one of the same name in Python.
-    return {x: kinds[x] for x in zip(*(table[y] for y in key), strict=True) if x in kinds}
+    wanted = zip(*(tables.texts(table[x]) for x in key), strict=True) if kinds else ()
+    return {x: kinds[x] for x in wanted if x in kinds}
 
 
 def _table(top: list[Top]) -> list[str]:

@@ -22,16 +22,17 @@ class Thread(NamedTuple):
 
 def threads(recording: Recording) -> list[Thread]:
     """List the threads that have samples: the main one, then the others, busiest first."""
-    tid, samples = recording.samples["tid"].to_numpy(), recording.samples
+    samples = recording.samples
+    tid = samples["tid"].to_numpy()
     tids, last, counts = np.unique(tid[::-1], return_index=True, return_counts=True)
-    of_each = samples.iloc[len(tid) - 1 - last]
+    newest = len(tid) - 1 - last
     given = recording.info.get("thread_names") or {}
     found = [
         (number != pid, Thread(number, str(given.get(str(number)) or comm), count))
         for number, pid, comm, count in zip(
             tids.tolist(),
-            of_each["pid"].tolist(),
-            of_each["comm"].tolist(),
+            samples["pid"].to_numpy()[newest].tolist(),
+            samples["comm"].array[newest].tolist(),
             counts.tolist(),
             strict=True,
         )

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from pystack_nb.views.call_slices import CallSlices
+from pystack_nb import tables
+from pystack_nb.views.call_slices import CallSlices, is_one_of
 from pystack_nb.views.event_slices import EventSlices
 from pystack_nb.views.pauses import GAP_COLUMNS, GAP_PERIODS, extent, pauses, period_ns, spread
 from pystack_nb.views.threads import Thread, calling_threads, threads
@@ -24,10 +25,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pystack_nb.recording import Recording
+    from pystack_nb.views.call_slices import Columns
 
     Ints = NDArray[Any]  # of integers
 
 FEWEST_COLUMNS = 400
+
+_NUMBERS = ("tid", "depth", "ts_ns", "dur_ns", "line_number", "count")
+# The columns of no slices at all.
+_NONE: Columns = {
+    name: np.zeros(0, np.int64 if name in _NUMBERS else object)
+    for name in (*_NUMBERS[:4], "kind", "function", "filename", *_NUMBERS[4:], "unit")
+}
 
 
 class Row(NamedTuple):
@@ -117,35 +126,36 @@ def layout(
     calls = CallSlices(recording, calling, max_depth) if calling else None
     sampled = [thread.tid for thread in shown if thread.unit == "sample"]
     while True:
-        parts = [_sampled(recording, sampled, columns, max_depth)]
-        if calls:
-            parts.insert(0, calls.merge(start_ns, (end_ns - start_ns) / columns))
-        parts += events.merge(start_ns, (end_ns - start_ns) / columns)
-        table = pd.concat([x for x in parts if len(x)] or parts)
-        count = len(table)
+        pixel_ns = (end_ns - start_ns) / columns
+        parts = [calls.merge(start_ns, pixel_ns)] if calls else []
+        parts += [_sampled(recording, sampled, columns, max_depth)] if sampled else []
+        parts += events.merge(start_ns, pixel_ns)
+        count = sum(len(x["tid"]) for x in parts)
         if count <= max_slices or columns < FEWEST_COLUMNS:
             break
         columns //= 2  # rather coarser than with holes
+    drawn = {x: np.concatenate([_NONE[x], *(part[x] for part in parts)]) for x in _NONE}
     if count > max_slices:
-        longest = np.argpartition(-table["dur_ns"].to_numpy(), max_slices)[:max_slices]
-        table = table.iloc[np.sort(longest)]
+        longest = np.sort(np.argpartition(-drawn["dur_ns"], max_slices)[:max_slices])
+        drawn = {name: column[longest] for name, column in drawn.items()}
 
     deepest = np.zeros(len(shown), np.int64)
     place = {thread.tid: number for number, thread in enumerate(shown)}
-    row = table["tid"].map(place).to_numpy(np.int64)
-    np.maximum.at(deepest, row, table["depth"].to_numpy())
+    row = np.array([place[x] for x in drawn["tid"].tolist()], np.int64)
+    np.maximum.at(deepest, row, drawn["depth"])
     tops = np.cumsum([0, *(deepest + 1)])
     rows = [
         Row(*thread, top=top, levels=levels + 1)
         for thread, top, levels in zip(shown, tops.tolist(), deepest.tolist(), strict=False)
     ]
-    table = table.assign(level=tops[row] + table["depth"]).reset_index(drop=True)
+    table = pd.DataFrame({**drawn, "level": tops[row] + drawn["depth"]}, copy=False)
+    paused = pauses(recording, table, columns)
     return Timeline(
         start_ns,
         end_ns,
         rows,
         table,
-        pauses(recording, table, columns).nlargest(max_slices, "dur_ns"),
+        paused.nlargest(max_slices, "dur_ns") if len(paused) > max_slices else paused,
         hidden_threads=max(len(every) - max_threads, 0),
         hidden_slices=count - len(table),
         hidden_levels=max(_deepest(recording, shown) - max_depth, 0),
@@ -166,10 +176,12 @@ def all_threads(recording: Recording) -> list[Thread]:
     return first + [thread for thread in then if thread.tid not in tids]
 
 
-def _sampled(recording: Recording, tids: list[int], columns: int, max_depth: int) -> pd.DataFrame:
+def _sampled(recording: Recording, tids: list[int], columns: int, max_depth: int) -> Columns:
     table = slices(recording, columns=columns, max_depth=max_depth)
     table = table[table["tid"].isin(tids)].rename(columns={"samples": "count"})
-    return table.assign(unit="sample")
+    numbers = {x: table[x].to_numpy() for x in _NUMBERS}
+    texts = {x: np.array(tables.texts(table[x]), object) for x in ("kind", "function", "filename")}
+    return numbers | texts | {"unit": np.full(len(table), "sample", object)}
 
 
 def slices(
@@ -257,14 +269,12 @@ def slices(
 
 def _deepest(recording: Recording, shown: list[Thread]) -> int:
     samples, frames, calls = recording.samples, recording.frames, recording.calls
-    tids = [thread.tid for thread in shown if thread.unit == "sample"]
-    drawn = frames["stack_id"].isin(samples.loc[samples["tid"].isin(tids), "stack_id"])
-    deepest = [int(frames.loc[drawn, "depth"].max()) + 1] if drawn.any() else [0]
-    if len(calls):
-        of_each = calls.groupby("tid", sort=False)["depth"].max()
-        calling = of_each.index.isin([x.tid for x in shown if x.unit == "call"])
-        deepest += [int(x) + 1 for x in of_each[calling]]
-    return max(deepest)
+    sampled = [thread.tid for thread in shown if thread.unit == "sample"]
+    stacks = samples["stack_id"].to_numpy()[np.isin(samples["tid"].to_numpy(), sampled)]
+    drawn = frames["depth"].to_numpy()[np.isin(frames["stack_id"].to_numpy(), stacks)]
+    calling = [thread.tid for thread in shown if thread.unit == "call"]
+    called = calls["depth"].to_numpy()[is_one_of(calls["tid"].to_numpy(), calling)]
+    return int(max(drawn.max(initial=-1), called.max(initial=-1))) + 1
 
 
 class _Stacks:

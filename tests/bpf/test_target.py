@@ -288,7 +288,7 @@ def test_memory_of_a_program_that_was_replaced_is_not_read_as_the_new_one() -> N
     with running("/bin/sh", "-c", "echo up; read -r line; exec cat") as process:
         assert process.stdout.readline() == "up\n"
         with AddressSpace(process.pid) as memory:
-            first = memory.mappings()[0]
+            first = memory.mapped_files(lambda path: path.startswith("/"))[0]
             assert memory.read(first.start, 4) == b"\x7fELF"
             print(file=process.stdin, flush=True)
             wait_for_exec(process.pid, "cat")
@@ -304,7 +304,7 @@ def test_only_the_very_file_that_is_mapped_is_opened(tmp_path: Path) -> None:
     with running("/bin/cat") as process:
         wait_for_exec(process.pid, "cat")
         with AddressSpace(process.pid) as memory:
-            mapping = next(item for item in memory.mappings() if item.path.endswith("/cat"))
+            mapping = memory.mapped_files(lambda path: path.endswith("/cat"))[0]
             fd = memory.open_file(out_of_range(mapping, Path(mapping.path)))
             assert fd is not None
             os.close(fd)

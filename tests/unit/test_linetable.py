@@ -77,3 +77,9 @@ def test_any_bytes_give_lines_that_fit_and_no_more_than_eight_a_byte(table, firs
     assert lines.dtype == np.int32
     assert len(lines) <= 8 * len(table)
     assert (lines >= 0).all()
+
+
+def test_the_lines_of_a_table_cannot_be_changed_under_the_next_who_asks():
+    with pytest.raises(ValueError, match="read-only"):
+        decode_lines(b"\x80\x00", 7)[0] = 8
+    assert decode_lines(b"\x80\x00", 7).tolist() == [7]
