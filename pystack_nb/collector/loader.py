@@ -16,7 +16,7 @@ from .counters import COUNTERS, Counter
 from .drain import Drain, Library
 from .kernel_names import KernelNames
 from .native import Symbols
-from .program import compile_program, import_bcc, load_function
+from .program import compile_program, import_bcc, load_functions
 from .protocol import CollectorProblem
 from .uprobes import Uprobes
 
@@ -85,9 +85,7 @@ class Sampler:
         self._bcc = bcc
         self._bpf = compile_program(bcc, Path(bpf_dir))
         try:
-            functions = {
-                name: load_function(self._bpf, name, bcc.BPF.PERF_EVENT) for name in _PROGRAMS
-            }
+            functions = load_functions(self._bpf, _PROGRAMS, bcc.BPF.PERF_EVENT)
             programs = self._bpf[b"programs"]
             for index, name in _TAIL_CALLS.items():
                 programs[ctypes.c_int(index)] = ctypes.c_int(functions[name].fd)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from .protocol import CollectorProblem
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 
 def import_bcc() -> tuple[Any, dict[str, str]]:
@@ -54,18 +55,33 @@ def compile_program(bcc: Any, bpf_dir: Path) -> Any:
     )
 
 
-def load_function(bpf: Any, name: bytes, kind: int) -> Any:
-    """Load one program of this kind, through the verifier; what is loaded already is given."""
-    with _standard_error() as printed:
+def load_functions(bpf: Any, names: Sequence[bytes], kind: int) -> dict[bytes, Any]:
+    """Load programs of this kind, through the verifier; what is loaded already is given.
+
+    The verifier takes its time, on one CPU for each program: they go there side by side.
+    """
+    functions: dict[bytes, Any] = {}
+    errors: list[str] = []
+
+    def load(name: bytes) -> None:
         try:
-            return bpf.load_func(name, kind)
+            functions[name] = bpf.load_func(name, kind)
         except Exception as error:  # noqa: BLE001 - BCC raises nothing more exact
-            message = str(error)
+            errors.append(str(error))
+
+    with _standard_error() as printed:
+        threads = [threading.Thread(target=load, args=(x,), daemon=True) for x in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    if not errors:
+        return functions
     text = printed.text()
-    _check_rights(message, text)
+    _check_rights(errors[0], text)
     raise CollectorProblem(
         "internal",
-        f"the kernel refused the BPF program: {message}\n{text[-4000:]}\n"
+        f"the kernel refused the BPF program: {errors[0]}\n{text[-4000:]}\n"
         "Report this with the output of `pystack-nb doctor`.",
     )
 

@@ -7,7 +7,7 @@ import os
 
 from typing import TYPE_CHECKING, Any
 
-from .program import load_function
+from .program import load_functions
 from .protocol import CollectorProblem
 
 
@@ -53,7 +53,7 @@ class Uprobes:
                 "busy", f"{_MAX_SITES} probes are attached already: restart the notebook's kernel."
             )
         # Only now: whoever records no calls does not pay for its way through the verifier.
-        function = load_function(self._bpf, _PROGRAM, self._bcc.BPF.KPROBE)
+        function = load_functions(self._bpf, (_PROGRAM,), self._bcc.BPF.KPROBE)[_PROGRAM]
         # Not BPF.attach_uprobe(), which opens a path by its name and keeps one probe a name.
         event = self._bcc.lib.bpf_attach_uprobe(
             function.fd, _ENTRY, _PROGRAM, b"/proc/self/fd/%d" % site.fd, site.offset, pid
