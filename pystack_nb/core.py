@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import importlib.metadata
 import os
@@ -18,7 +17,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pystack_nb import marks, thread_names
+from pystack_nb import inprocess, marks, thread_names
 from pystack_nb.call_facts import tell_unwanted
 from pystack_nb.collector.client import connect
 from pystack_nb.conversion import run
@@ -30,10 +29,9 @@ from pystack_nb.errors import (
     ProfilerStateError,
     RecordingEndedError,
     RecordingFormatError,
-    SpoolError,
     from_collector,
 )
-from pystack_nb.probe import SOURCES, CallOptions, Probe, load, rest
+from pystack_nb.probe import CallOptions, Probe, load, rest
 from pystack_nb.quiet import quietly
 from pystack_nb.rate import DEFAULT_HZ, checked_rate
 from pystack_nb.spool import CALLS_SUFFIX, Spool, leftovers, read, remove, whole_blocks
@@ -48,11 +46,6 @@ if TYPE_CHECKING:
     from pystack_nb.recording import Recording
 
 MODES = ("sample", "calls")
-
-_WITHOUT_EBPF = (
-    "Or record calls alone without eBPF: --mode calls --source inprocess, "
-    "PyStackProfiler(mode='calls', source='inprocess')."
-)
 
 _kept: Recording | None = None
 
@@ -104,7 +97,7 @@ class PyStackProfiler:
     ) -> None:
         self.recording: Recording | None = None
         self._modes = _checked_modes(mode)
-        self._source = _checked_source(source, self._modes)
+        self._source = inprocess.checked_source(source, self._modes)
         self._calls = calls or CallOptions()
         self._probe: Probe | None = None
         self._hz = checked_rate(hz)
@@ -204,7 +197,7 @@ class PyStackProfiler:
         client, probe = self._client, self._probe
         self._forget()
         try:
-            result = client.stop() if client else _end_inprocess(spool, probe)
+            result = client.stop() if client else inprocess.end(spool, probe)
         except BaseException as error:
             # It has gone, or this was interrupted: what it had written is there.
             self._finish(spool, None).info["error"] = str(error)
@@ -293,7 +286,7 @@ class PyStackProfiler:
         self, spool: Spool, pid: int | None, probe: Probe | None, *, wait_python: bool
     ) -> CollectorClient | None:
         if self._source == "inprocess":
-            spool.append(_inprocess("start", start_ns=time.monotonic_ns()))
+            inprocess.begin(spool)
             return None
         try:
             client = connect()
@@ -309,7 +302,7 @@ class PyStackProfiler:
         except (CollectorUnavailableError, BpfNotPermittedError, BccMissingError) as error:
             if not probe:
                 raise
-            raise type(error)(f"{error} {_WITHOUT_EBPF}") from None
+            raise type(error)(f"{error} {inprocess.INSTEAD}") from None
         return client
 
     def _recording_now(self) -> Spool:
@@ -439,33 +432,6 @@ def _check_calls(pid: int | None, *, own: bool) -> None:
             "this process's calls are being recorded already, by the cell that this stands in or "
             "by another profiler: leave this one out, or give it --mode sample (mode='sample')."
         )
-
-
-def _checked_source(source: str, modes: tuple[str, ...]) -> str:
-    if source not in SOURCES:
-        raise OptionError(f"there is no source {source!r}: choose from {', '.join(SOURCES)}.")
-    if source == "inprocess" and modes != ("calls",):
-        raise OptionError("samples need eBPF: with source inprocess, give mode calls alone.")
-    return source
-
-
-def _inprocess(event: str, **facts: Any) -> dict[str, Any]:
-    return {"role": "inprocess", "event": event, **facts}
-
-
-def _end_inprocess(spool: Spool, probe: Probe | None) -> dict[str, Any]:
-    """Write what is left, as a collector does; its answer."""
-    result: dict[str, Any] = {"reason": "stopped", "message": None, "lost_by_cause": {}}
-    try:
-        if probe:
-            probe.close()
-        spool.append(_inprocess("end", end_ns=time.monotonic_ns(), **result))
-    except (OSError, SpoolError) as error:
-        way = "Make room, and try again."
-        if error.errno == errno.EBADF:
-            way = "The recorded program has closed and removed the recording's file: keep both."
-        result |= {"reason": "spool-full", "message": f"{error} {way}"}
-    return result
 
 
 def _tell_losses(recording: Recording, result: dict[str, Any]) -> None:
