@@ -186,6 +186,7 @@ def load() -> tuple[ModuleType, bool]:
         return _known["probe"]
     module = _import()
     try:
+        module.see_getitem()
         sees = sees_init(module)
         init = not sees
         check(module, init=init)

@@ -2,6 +2,7 @@
 /* The module pystack_nb.probe._probe: switch the recording of calls on and off. */
 #include "codes.h"
 #include "evaluate.h"
+#include "getitem.h"
 #include "limits.h"
 #include "monitor.h"
 
@@ -316,6 +317,17 @@ static PyObject *pair(PyObject *module, PyObject *unused)
 	return Py_BuildValue("KKK", before, ns, after);
 }
 
+PyDoc_STRVAR(see_getitem_doc,
+	     "see_getitem()\n--\n\nHave 3.11.0 to 3.11.3 call every __getitem__ as later ones do.");
+
+static PyObject *see_getitem(PyObject *module, PyObject *unused)
+{
+	(void)module, (void)unused;
+	if (getitem_make_visible())
+		return NULL;
+	Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(is_recording_doc, "is_recording()\n--\n\nWhether calls are being recorded.");
 
 static PyObject *is_recording(PyObject *module, PyObject *unused)
@@ -342,6 +354,7 @@ static PyMethodDef methods[] = {
 	{"forget", forget, METH_NOARGS, forget_doc},
 	{"pair", pair, METH_NOARGS, pair_doc},
 	{"site", site, METH_NOARGS, site_doc},
+	{"see_getitem", see_getitem, METH_NOARGS, see_getitem_doc},
 	{"is_recording", is_recording, METH_NOARGS, is_recording_doc},
 	{NULL, NULL, 0, NULL},
 };

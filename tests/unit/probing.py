@@ -28,12 +28,13 @@ HERE = Path(__file__).parent
 CHECKOUT = HERE.parents[1]
 PROGRAMS = HERE / "programs"
 MINORS = (11, 12, 13)
+DISTRIBUTION = "distribution"  # whose CPython most users have: of another release, as a rule
 _FACTS = "import os, sysconfig; print(os.path.join(sysconfig.get_path('include'), 'Python.h'))"
 
 
 @functools.cache
-def python(minor: int) -> Path:
-    """Find CPython 3.`minor` with its headers, and build the probe for it."""
+def python(minor: int | str) -> Path:
+    """Find CPython 3.`minor` or the distribution's, with headers, and build the probe for it."""
     path = Path(sys.executable) if minor == sys.version_info.minor else _other_python(minor)
     build = ["make", "-s", "-f", "native.mk", "probe", f"PYTHON={path}"]
     with _locked():
@@ -67,26 +68,34 @@ def _locked() -> Iterator[None]:
         yield
 
 
-def _other_python(minor: int) -> Path:
-    candidates = [Path(f"/usr/bin/python3.{minor}")]
-    if shutil.which("pyenv"):
+def name(minor: int | str) -> str:
+    """Name a CPython in the name of a test."""
+    return minor if isinstance(minor, str) else f"3.{minor}"
+
+
+def _other_python(minor: int | str) -> Path:
+    if minor == DISTRIBUTION:
+        candidates = [Path(f"/usr/bin/python3.{x}") for x in MINORS]
+    else:
+        candidates = [Path(f"/usr/bin/python3.{minor}")]
+    if minor != DISTRIBUTION and shutil.which("pyenv"):
         root = subprocess.run(["pyenv", "root"], capture_output=True, text=True, check=True)
         candidates += Path(root.stdout.strip()).glob(f"versions/3.{minor}.*/bin/python3.{minor}")
     for path in filter(Path.exists, candidates):
         header = subprocess.run([path, "-c", _FACTS], capture_output=True, text=True, check=True)
         if Path(header.stdout.strip()).exists():
             return path
-    pytest.skip(f"there is no CPython 3.{minor} with headers here")
+    pytest.skip(f"there is no CPython {name(minor)} with headers here")
 
 
-def start(minor: int, *arguments: str | Path, **options: object) -> subprocess.Popen[str]:
+def start(minor: int | str, *arguments: str | Path, **options: object) -> subprocess.Popen[str]:
     """Start a program under CPython 3.`minor`, which finds the package and the programs."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
     environment = os.environ | {"PYTHONPATH": f"{CHECKOUT}{os.pathsep}{PROGRAMS}"}
     return subprocess.Popen([python(minor), *arguments], env=environment, **options)
 
 
-def run(minor: int, text: str, folder: Path, *, status: int = 0) -> str:
+def run(minor: int | str, text: str, folder: Path, *, status: int = 0) -> str:
     """Run the text of a program to its end; what it printed."""
     with start(minor, "-c", text, cwd=folder) as process:
         printed, errors = process.communicate(timeout=120)

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from probing import MINORS, PROGRAMS, decode, pairs, start
+from probing import DISTRIBUTION, MINORS, PROGRAMS, decode, name, pairs, start
 
 
 PROGRAM = str(PROGRAMS / "call_programs.py")
@@ -18,7 +18,7 @@ NAMES = """
 TEXT_PART = 4000  # bytes of a name that the probe keeps
 
 
-@pytest.fixture(scope="module", params=MINORS, ids=lambda minor: f"3.{minor}")
+@pytest.fixture(scope="module", params=(*MINORS, DISTRIBUTION), ids=name)
 def recorded(request, tmp_path_factory):
     """A folder with each program's recording, and its calls as the interpreter counts them."""
     folder = tmp_path_factory.mktemp("recorded")
@@ -35,15 +35,15 @@ def shown(name: str) -> str:
     return cut if len(data) <= TEXT_PART else f"{cut}…"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_call_is_recorded_once_under_its_caller(recorded, name):
-    recording = decode((recorded / f"{name}.pst").read_bytes())
-    told = json.loads((recorded / f"{name}.json").read_text())
+@pytest.mark.parametrize("program", NAMES)
+def test_every_call_is_recorded_once_under_its_caller(recorded, program):
+    recording = decode((recorded / f"{program}.pst").read_bytes())
+    told = json.loads((recorded / f"{program}.json").read_text())
     expected = collections.Counter()
     found = pairs(recording, PROGRAM)
     for caller, function, calls in told:
         expected[shown(caller), shown(function)] += calls
-    if name == "finalizers":
+    if program == "finalizers":
         # From 3.12 on, a frame's objects end before its call does, and the hook says after it.
         found, expected = (functions_of(counter) for counter in (found, expected))
     assert found == expected
