@@ -21,7 +21,7 @@ from IPython.display import display
 
 from pystack_nb.call_facts import tell_unwanted
 from pystack_nb.errors import OptionError, ProfilerStateError, PystackError
-from pystack_nb.machinery import Machinery
+from pystack_nb.machinery import GENERATED, Machinery
 from pystack_nb.quiet import quietly
 
 
@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from pystack_nb.probe import CallOptions
     from pystack_nb.recording import Recording
 
-# What runs a cell.  These call code that is not theirs ...
+# What runs a cell.  These call code that is not theirs, or are, as the time zones of Jupyter's
+# messages are, the cell's own where that calls them ...
 _CARRIERS = (
     "asyncio",
+    "dateutil",
     "tornado",
     "threading",
     "nest_asyncio",
@@ -166,12 +168,18 @@ class CellRecording:
     def _inside(self, calls: CallOptions) -> CallOptions:
         """Record and count from the cell's own code on, and nothing of what runs it."""
         places = (*_places(_CARRIERS), *_places(_OTHERS), *_STARTERS)
-        belongs = _machinery().runs_users_code
+        machinery = _machinery()
+        belongs = machinery.runs_users_code
+        # Slices tell the trimming who called them; counts are told apart while they are made.
+        runs = _places(x for x in _OTHERS if x not in _WAITS)
+        library = (*machinery.library, GENERATED)
         return replace(
             calls,
             include=self._files(calls.include),
             exclude=self._files(calls.exclude),
             outside=tuple(f"{glob.escape(x)}*" for x in places),
+            uncounted=tuple(f"{glob.escape(x)}*" for x in runs),
+            library=tuple(f"{glob.escape(x)}*" for x in library),
             only_in=self._filename,
             foreign=tuple(tid for tid, files in self._stacks.items() if not belongs(files)),
         )

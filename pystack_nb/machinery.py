@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-_GENERATED = "<string>"  # the methods of dataclasses and of named tuples
+GENERATED = "<string>"  # the methods of dataclasses and of named tuples
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Machinery:
 
     def is_help(self, file: str) -> bool:
         """Tell whether a function of this file, called by what is `inside`, is its work, too."""
-        if file.startswith((*self.others, *self.carriers)) or file == _GENERATED:
+        if file.startswith((*self.others, *self.carriers)) or file == GENERATED:
             return True
         installed = "/site-packages/" in file or "/dist-packages/" in file
         return file.startswith(self.library) and not installed

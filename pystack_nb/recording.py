@@ -115,7 +115,9 @@ class Recording:
             samples do not count calls; a generator's resume is one), ``total_ns``,
             ``self_ns``, ``samples``, the number in which the function was on the stack, and
             ``counted``, how many of ``ncalls`` were only counted: their time, where it was
-            measured, is in ``total_ns``, and it is in the ``self_ns`` of whoever called them.
+            measured, is in ``total_ns``, and it is in the ``self_ns`` of whoever called them. So
+            where all were, a ``self_ns`` of 0 says that it is not known, which the screen shows
+            as a dash.
         """
         return sum_up(
             self.samples,

@@ -20,8 +20,8 @@ looked at once for each distinct stack:
 
 How many samples were dropped stands in ``info["trimmed"]``.  Calls are left to
 `pystack_nb.trim_calls`, and counted in ``info["trimmed_calls"]``; events to
-`pystack_nb.trim_events`.  Calls that were only counted stay, since nobody knows who made them,
-but for those of the machinery's own functions.
+`pystack_nb.trim_events`.  Calls that were only counted stay, but for those of the machinery's
+own functions: the probe counts no short ones that the machinery has made of its helpers.
 """
 
 from __future__ import annotations

@@ -131,6 +131,8 @@ class Probe:
                 exclude=options.exclude,
                 hidden=(_HIDDEN,),
                 outside=options.outside,
+                uncounted=options.uncounted,
+                library=options.library,
                 foreign=options.foreign,
                 only_in=options.only_in,
             )

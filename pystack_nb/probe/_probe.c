@@ -116,32 +116,34 @@ static void abandon(void)
 PyDoc_STRVAR(start_doc,
 	     "start(fd, spool, *, init=False, c_calls=False, max_events=0, depth=0, min_us=0.0,\n"
 	     "      budget=0.0, costs=(0.0, 0.0, 0.0), include=(), exclude=(), hidden=(),\n"
-	     "      outside=(), foreign=(), only_in=None)\n--\n\n"
+	     "      outside=(), uncounted=(), library=(), foreign=(), only_in=None)\n--\n\n"
 	     "Record the calls of this interpreter, from this one's return on.\n\n"
 	     "fd: the shared memory. spool: -1, or the file that the in-process source writes to.\n"
 	     "init: whether __init__ must be watched by sys.monitoring. costs, for the budget: of\n"
 	     "a recorded call, of one that is not, and of one of a C function, in ns. include to\n"
-	     "outside: globs. foreign: native ids of threads whose short calls are not counted.\n"
+	     "library: globs. foreign: native ids of threads whose short calls are not counted.\n"
 	     "only_in: the file during whose code alone this thread is recorded. 0 is no limit.");
 
 static PyObject *start(PyObject *module, PyObject *args, PyObject *named)
 {
-	static char *names[] = {"fd",      "spool",   "init",    "c_calls", "max_events", "depth",
-				"min_us",  "budget",  "costs",   "include", "exclude",    "hidden",
-				"outside", "foreign", "only_in", NULL};
+	static char *names[] = {"fd",      "spool",   "init",    "c_calls",   "max_events",
+				"depth",   "min_us",  "budget",  "costs",     "include",
+				"exclude", "hidden",  "outside", "uncounted", "library",
+				"foreign", "only_in", NULL};
 	int fd, spool, init = 0, c_calls = 0, error;
 	unsigned int depth = 0;
 	unsigned long long max_events = 0;
 	double min_us = 0, budget = 0, call_ns = 0, pass_ns = 0, c_call_ns = 0;
 	PyObject *include = NULL, *exclude = NULL, *hidden = NULL, *outside = NULL;
-	PyObject *foreign = NULL, *only_in = Py_None;
+	PyObject *uncounted = NULL, *library = NULL, *foreign = NULL, *only_in = Py_None;
 
 	(void)module;
 	if (!PyArg_ParseTupleAndKeywords(
-		    args, named, "ii|$ppKIdd(ddd)O!O!O!O!O!O", names, &fd, &spool, &init, &c_calls,
-		    &max_events, &depth, &min_us, &budget, &call_ns, &pass_ns, &c_call_ns,
+		    args, named, "ii|$ppKIdd(ddd)O!O!O!O!O!O!O!O", names, &fd, &spool, &init,
+		    &c_calls, &max_events, &depth, &min_us, &budget, &call_ns, &pass_ns, &c_call_ns,
 		    &PyTuple_Type, &include, &PyTuple_Type, &exclude, &PyTuple_Type, &hidden,
-		    &PyTuple_Type, &outside, &PyTuple_Type, &foreign, &only_in))
+		    &PyTuple_Type, &outside, &PyTuple_Type, &uncounted, &PyTuple_Type, &library,
+		    &PyTuple_Type, &foreign, &only_in))
 		return NULL;
 	if (only_in != Py_None && !PyUnicode_Check(only_in)) {
 		PyErr_SetString(PyExc_TypeError, "only_in is no file's name");
@@ -157,7 +159,8 @@ static PyObject *start(PyObject *module, PyObject *args, PyObject *named)
 	}
 	if (set_patterns(&filters.include, include) || set_patterns(&filters.exclude, exclude) ||
 	    set_patterns(&filters.hidden, hidden) || set_patterns(&filters.outside, outside) ||
-	    set_foreign(foreign))
+	    set_patterns(&filters.uncounted, uncounted) ||
+	    set_patterns(&filters.library, library) || set_foreign(foreign))
 		return NULL;
 	limits = (struct limits){.depth = depth, .budget = budget};
 	if (min_us > 0 || budget > 0) {

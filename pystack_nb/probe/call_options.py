@@ -32,6 +32,11 @@ class CallOptions:
     outside : tuple of str
         Globs of files: their calls count for no depth, as long as no other call is around them.
         They are what runs the code that is looked at.
+    uncounted : tuple of str
+        Globs of files: their short calls are not counted, nor those of what they call in files
+        of `outside` and `library`. Calls of any other file, and from there, are.
+    library : tuple of str
+        Globs of files of Python's own library; packages installed in its folder are none of it.
     only_in : str or None
         A file's name: of the thread that starts the recording, only what is called while code
         of this file runs is recorded. That of a coroutine runs until it ends. Code that ran
@@ -59,6 +64,8 @@ class CallOptions:
     exclude: tuple[str, ...] = ()
     depth: int | None = None
     outside: tuple[str, ...] = ()
+    uncounted: tuple[str, ...] = ()
+    library: tuple[str, ...] = ()
     only_in: str | None = None
     foreign: tuple[int, ...] = ()
     min_us: float = 0.0
@@ -67,7 +74,7 @@ class CallOptions:
     budget: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("include", "exclude", "outside"):
+        for name in ("include", "exclude", "outside", "uncounted", "library"):
             _check_globs(name, getattr(self, name))
         _check_threads(self.foreign)
         _check_file("only_in", self.only_in)

@@ -163,6 +163,19 @@ static bool is_wanted(const Frame *f)
 	return !is_one_of(&filters.hidden, file) && is_chosen(file, module);
 }
 
+static enum code_place place_of(const struct code *c, const char *file)
+{
+	if (is_one_of(&filters.uncounted, file))
+		return PLACE_RUNS;
+	if (c->outside)
+		return PLACE_HELPS;
+	/* Packages may be installed into the library's folder. */
+	bool installed =
+		file && (strstr(file, "/site-packages/") || strstr(file, "/dist-packages/"));
+
+	return !installed && is_one_of(&filters.library, file) ? PLACE_HELPS : PLACE_OTHER;
+}
+
 /* Give `c` an id in this recording; false: none is left. */
 static bool give_id(struct code *c)
 {
@@ -206,6 +219,8 @@ COLD struct code *codes_learn(struct thread *t, Frame *f)
 		c->generator = code->co_flags & (CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR);
 		c->outside = filters.outside.count &&
 			     is_one_of(&filters.outside, utf8_of(code->co_filename));
+		c->place = filters.uncounted.count ? place_of(c, utf8_of(code->co_filename))
+						   : PLACE_OTHER;
 		c->mode = c->generator ? CODE_GENERATOR : CODE_RECORDED;
 		if (is_wanted(f))
 			put_code(t, c, code->co_filename, code->co_qualname, code->co_firstlineno,

@@ -16,10 +16,18 @@ enum code_mode {
 	CODE_COUNTED,   /* counted only */
 };
 
+/* What a function does for the code that is looked at. */
+enum code_place {
+	PLACE_OTHER, /* it is that code, or what that has called */
+	PLACE_HELPS, /* whatever its caller does */
+	PLACE_RUNS,  /* it runs that code, and its short calls are not counted */
+};
+
 struct code {
 	uint32_t recording; /* the one that what follows belongs to */
 	uint32_t id;
 	uint8_t mode;
+	uint8_t place;                /* enum code_place */
 	bool generator;               /* whatever its mode is */
 	bool init;                    /* some class's __init__, as far as is known */
 	bool alias;                   /* a class's __init__ under another name, for ever */
@@ -38,8 +46,10 @@ struct patterns {
 struct filters {
 	struct patterns include; /* none: everything */
 	struct patterns exclude;
-	struct patterns hidden;  /* folders, whose own files are never recorded */
-	struct patterns outside; /* what runs the code that is looked at: it has no depth */
+	struct patterns hidden;    /* folders, whose own files are never recorded */
+	struct patterns outside;   /* what runs the code that is looked at: it has no depth */
+	struct patterns uncounted; /* nor are these files' short calls counted */
+	struct patterns library;   /* nor those of these, if one of those calls them */
 };
 
 extern struct filters filters;

@@ -141,6 +141,8 @@ static PyObject *record_limited(struct thread *t, struct code *c, enum pst_word 
 		return run(t, ts, f, throwing);
 	uint32_t depth = t->top->depth = limits_depth(c, limits_around(&t->top[-1]));
 
+	t->top->uncounted = limits_uncounted(c, &t->top[-1]);
+
 	if (limits.depth && depth > limits.depth) {
 		limits.passed += limits.pass_ticks;
 		limits_spend(t, limits.pass_ticks);
@@ -161,13 +163,17 @@ static PyObject *record_limited(struct thread *t, struct code *c, enum pst_word 
 }
 
 /* Run an evaluation that leaves no event. */
-static PyObject *pass(struct thread *t, PyThreadState *ts, Frame *f, int throwing)
+static PyObject *pass(struct thread *t, const struct code *c, PyThreadState *ts, Frame *f,
+		      int throwing)
 {
 	uint32_t recording = rec.recording;
 
 	if (!push(t, current_frame(ts), f))
 		return run(t, ts, f, throwing);
 	t->top->depth = limits_around(&t->top[-1]);
+	t->top->uncounted = limits_uncounted(c, &t->top[-1]);
+	if (c->mode == CODE_COUNTED)
+		count_call(t, c->id, t->top->uncounted);
 	limits.passed += limits.pass_ticks;
 	limits_spend(t, limits.pass_ticks);
 	PyObject *result = run(t, ts, f, throwing);
@@ -194,10 +200,8 @@ static PyObject *special(struct thread *t, struct code *c, bool limited, PyThrea
 		return run(t, ts, f, throwing);
 	if (UNLIKELY(f == t->began) && is_awaited(f)) /* whatever becomes of its calls */
 		return run_begun(limited ? evaluate_limited : evaluate, t, ts, f, throwing);
-	if (c->mode == CODE_COUNTED)
-		count_call(t, c->id);
 	if (c->mode != CODE_GENERATOR)
-		return pass(t, ts, f, throwing);
+		return pass(t, c, ts, f, throwing);
 
 	give_send(ts);
 	PyObject *result = limited ? record_limited(t, c, PST_RESUME, ts, f, throwing)

@@ -41,6 +41,12 @@ static inline uint32_t limits_depth(const struct code *c, uint32_t around)
 	return around || !c->outside ? around + 1 : 0;
 }
 
+/* Whether a call that a level makes is, when it is short, of what runs the code. */
+static inline bool limits_uncounted(const struct code *c, const struct level *around)
+{
+	return c->place == PLACE_RUNS || (c->place == PLACE_HELPS && around->uncounted);
+}
+
 /* Store that a call begins. */
 static inline void limits_enter(struct thread *t, struct begun *b, enum pst_word kind, uint32_t id)
 {
@@ -48,8 +54,9 @@ static inline void limits_enter(struct thread *t, struct begun *b, enum pst_word
 	b->last = t->last;
 	b->at = t->batch->count;
 	b->id = id;
+	b->uncounted = t->top->uncounted;
 	b->start = put_now(t, kind, id);
-	if (limits.min_ticks)
+	if (limits.min_ticks && !b->uncounted)
 		go_inside(t, id);
 }
 
@@ -58,13 +65,13 @@ static inline void limits_leave(struct thread *t, const struct begun *b, enum ps
 {
 	/* Reading the clock costs. */
 	uint64_t now = limits.min_ticks ? ticks_now() : b->start;
-	bool outermost = limits.min_ticks && go_outside(t, b->id);
+	bool outermost = limits.min_ticks && !b->uncounted && go_outside(t, b->id);
 
 	if (now - b->start >= limits.min_ticks || b->id >= PST_COUNTED) {
 		put_now(t, PST_LEAVE, how);
 		return;
 	}
-	count_call(t, b->id);
+	count_call(t, b->id, b->uncounted);
 	if (outermost && !t->foreign)
 		rec.counts[b->id].ticks += now - b->start;
 	if (t->batch->sequence == b->sequence && t->batch->count == b->at + 1) {

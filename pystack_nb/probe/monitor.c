@@ -42,7 +42,7 @@ void monitor_enter_function(const PyThreadState *ts, PyObject *callable)
 	if (!c || c->mode == CODE_SKIPPED)
 		return;
 	if (c->mode == CODE_COUNTED || caller->mode == CODE_COUNTED) {
-		count_call(t, c->id);
+		count_call(t, c->id, t->top->uncounted);
 		return;
 	}
 	c->calls++;

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pystack_nb.views.svg import timeline_svg
 from pystack_nb.views.text import Top, facts, summary, top_functions, warnings
-from pystack_nb.views.wording import colour, duration, label, markup, place, shorten
+from pystack_nb.views.wording import colour, known, label, markup, place, shorten
 
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ def html(recording: Recording, top: list[Top]) -> str:
     return "".join(parts)
 
 
+def _share(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
+
+
 def _functions(top: list[Top]) -> str:
     rows = []
     called = any(x.ncalls is not None for x in top)
@@ -53,10 +57,10 @@ def _functions(top: list[Top]) -> str:
         swatch = colour(x.kind, x.function, x.filename)
         where = f"{x.filename}:{x.line_number}" if x.line_number else x.filename
         rows.append(
-            f'<tr><td style="{NUMBER}">{duration(x.self_ns)}</td>'
-            f'<td style="{NUMBER}">{x.self_share:.1%}</td>'
-            f'<td style="{NUMBER}">{duration(x.total_ns)}</td>'
-            f'<td style="{NUMBER}">{x.total_share:.1%}</td>'
+            f'<tr><td style="{NUMBER}">{known(x.self_ns)}</td>'
+            f'<td style="{NUMBER}">{_share(x.self_share)}</td>'
+            f'<td style="{NUMBER}">{known(x.total_ns)}</td>'
+            f'<td style="{NUMBER}">{_share(x.total_share)}</td>'
             f"{calls}"
             f'<td style="{NAME}"><span style="display:inline-block;width:9px;height:9px;'
             f'margin-right:6px;background:{swatch}"></span>{markup(name)}</td>'

@@ -11,7 +11,7 @@ from pystack_nb import tables
 from pystack_nb.functions import times_are_sampled
 from pystack_nb.views.lanes import lanes
 from pystack_nb.views.pauses import extent
-from pystack_nb.views.wording import duration, label, many, place, shorten, visible
+from pystack_nb.views.wording import duration, known, label, many, place, shorten, visible
 
 
 if TYPE_CHECKING:
@@ -135,17 +135,20 @@ def _nothing(info: dict[str, Any]) -> str:
 
 
 class Top(NamedTuple):
-    """One function of those that took the most time; shares are of all recorded time."""
+    """One function of those that took the most time; shares are of all recorded time.
+
+    A time and its share are None where all calls were only counted, and it is not known.
+    """
 
     kind: str
     function: str
     filename: str
     line_number: int
     ncalls: int | None
-    self_ns: int
-    total_ns: int
-    self_share: float
-    total_share: float
+    self_ns: int | None
+    total_ns: int | None
+    self_share: float | None
+    total_share: float | None
     mark: str = ""
 
 
@@ -160,6 +163,10 @@ def top_functions(recording: Recording) -> list[Top]:
     demoted = [] if times_are_sampled(recording) else recording.info.get("demoted") or []
     marked = {(x["function"], x["filename"], x["line_number"]) for x in demoted}
     columns = ("function", "filename", "line_number", "ncalls", "self_ns", "total_ns")
+    # The time of a call that was only counted is in the self time of whoever called it.
+    unknown = pd.Series(data=False, index=table.index)
+    if not times_are_sampled(recording):
+        unknown = (table["counted"] == table["ncalls"]).fillna(value=False) & (table["ncalls"] > 0)
     return [
         Top(
             kinds.get((function, filename), "python"),
@@ -167,14 +174,14 @@ def top_functions(recording: Recording) -> list[Top]:
             filename,
             line,
             None if ncalls is pd.NA else ncalls,
-            own,
-            total,
-            own / whole,
-            total / whole,
+            None if hidden else own,
+            None if hidden and not total else total,
+            None if hidden else own / whole,
+            None if hidden and not total else total / whole,
             MARK if (function, filename, line) in marked else "",
         )
-        for function, filename, line, ncalls, own, total in zip(
-            *(table[x].tolist() for x in columns), strict=True
+        for function, filename, line, ncalls, own, total, hidden in zip(
+            *(table[x].tolist() for x in columns), unknown.tolist(), strict=True
         )
     ]
 
@@ -205,12 +212,16 @@ def _table(top: list[Top]) -> list[str]:
     for key, x in zip(KEYS, top, strict=False):
         ncalls = "" if x.ncalls is None else f"{x.ncalls:,}"
         lines.append(
-            f"  {key}  {duration(x.self_ns):>8} {x.self_share:>4.0%}"
-            f" {duration(x.total_ns):>8} {x.total_share:>4.0%}{f'{ncalls:>12}' if called else ''}"
+            f"  {key}  {known(x.self_ns):>8} {_share(x.self_share):>4}"
+            f" {known(x.total_ns):>8} {_share(x.total_share):>4}{f'{ncalls:>12}' if called else ''}"
             f"  {label(x.function, room - len(x.mark)) + x.mark:<{room}}"
             f"  {shorten(place(x.filename, x.line_number), place_room)}"
         )
     return lines
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
 
 
 def _causes(by_cause: dict[str, int] | None) -> str:

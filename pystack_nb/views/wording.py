@@ -40,6 +40,11 @@ def duration(ns: float) -> str:
     return f"{ns:.0f} ns"
 
 
+def known(ns: float | None) -> str:
+    """Write a time, or that it is not known."""
+    return "-" if ns is None else duration(ns)
+
+
 def many(count: int, what: str, plural: str | None = None) -> str:
     """Write a number and what is counted."""
     return f"{count:,} {what if count == 1 else plural or what + 's'}"

@@ -32,6 +32,18 @@ def test_short_calls_that_are_counted_are_the_cell_s(kernel, mode, options):
     assert functions(kernel, f"{mode} {options}", LEAF) == {"<module>": 2, "leaf": 100}
 
 
+SQUARE = "def sq(x): return x * x\n"
+SHOWN = {"a value": "sq(2)", "a print": "print(sq(2))", "both": "print(sq(2))\nsq(3)"}
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+@pytest.mark.parametrize("cell", SHOWN.values(), ids=SHOWN)
+def test_short_calls_that_show_or_print_a_value_are_not_counted(kernel, mode, cell):
+    found = functions(kernel, f"{mode} --min-us 1", SQUARE + cell)
+    assert found.keys() <= {"<module>", "sq"}
+    assert found["sq"] == cell.count("sq")
+
+
 @pytest.mark.parametrize("events", [50, 120, 190])
 def test_the_bound_on_events_counts_from_the_cell_s_code_on(kernel, events):
     found = functions(kernel, f"--mode calls --max-events {events}", LEAF)

@@ -123,6 +123,8 @@ WRONG = {
     "budget": (0, 1.1, float("nan"), True, "0.5"),
     "include": ("opts*", ["opts*"], (3,), ("a\udc80",), ("",), ("a\0b",), None),
     "only_in": (5, "", ("a.py",)),
+    "uncounted": ("opts*", ("",)),
+    "library": ("opts*", ("",)),
     "foreign": (("x",), [1], (0,), (2**32,), (True,), None),
     "exclude": ("opts*", ["opts*"], (3,), ("a\udc80",), ("",), ("a\0b",), None),
 }

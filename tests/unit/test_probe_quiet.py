@@ -240,6 +240,54 @@ def test_short_calls_of_foreign_threads_are_not_counted(probed):
     assert probed.ncalls()["leaf"] == 2
 
 
+RUNS = """
+def made(file, text):
+    exec(compile(text, file, "exec"), globals())
+
+made("/lib/help.py", "def help(f): leaf2(); return f()\\ndef leaf2(): pass")
+made("/lib/site-packages/other.py", "def other(): leaf2()")
+made("/run/runs.py", "def runs(f): return help(f)\\n"
+     "class Made:\\n    def __init__(self): help(int)\\n"
+     "def steps():\\n    help(int)\\n    yield\\n    help(int)\\n"
+     "def fails(): help(int); 1 / 0")
+made("/user.py", "def mine(): leaf(); help(leaf)")
+places = {"uncounted": ("/run/*",), "library": ("/lib/*",)}
+"""
+
+
+def test_short_calls_of_what_runs_the_code_are_not_counted_but_those_of_the_code_are(probed):
+    probed.run(
+        f"{RUNS}\n"
+        "def program():\n"
+        "    for _ in range(300):\n        runs(mine)\n        runs(other)\n        Made()\n"
+        "        list(steps())\n"
+        "        try:\n            fails()\n        except ZeroDivisionError:\n            pass\n"
+        "    help(leaf)\n"
+        "keep(record(program, min_us=1e6, **places))\n"
+    )
+    found = probed.ncalls()
+    # The helper's own are counted where the code has called it.
+    assert {x: found.get(x) for x in ("mine", "leaf", "help", "leaf2", "other")} == {
+        "mine": 300,
+        "leaf": 601,
+        "help": 301,
+        "leaf2": 601,
+        "other": 300,
+    }
+    assert not {"runs", "Made.__init__", "steps", "fails"} & found.keys()
+
+
+def test_c_functions_that_what_runs_the_code_calls_are_not_counted_when_short(probed):
+    probed.run(
+        f"{RUNS}\n"
+        "made('/run/runs.py', 'def runs(f): [].append(1); f()')\n"
+        "made('/user.py', 'def mine(): [].append(1)')\n"
+        "def program():\n    for _ in range(50): runs(mine)\n"
+        "keep(record(program, min_us=1e6, c_calls=True, **places))\n"
+    )
+    assert probed.ncalls()["list.append"] == 50
+
+
 def test_a_backslash_in_a_glob_is_one(probed):
     probed.run(
         "spaces = {'call': call}\n"

@@ -235,6 +235,21 @@ def test_demoted_functions_are_marked_where_only_calls_say_what_they_took():
     assert "leaf*" in mimebundle(recording)["text/html"]
 
 
+@pytest.mark.parametrize(("ticks", "total"), [(9, "9 ns +10%"), (0, "-")])
+def test_the_own_time_of_functions_that_were_only_counted_is_not_said_to_be_0(ticks, total):
+    recording = recording_of({PID: [call("main", 0, 90)]}, mode="calls", counted=9)
+    recording.counts["total_ns"] = ticks
+    _, leaf = top_functions(recording)
+    assert (leaf.self_ns, leaf.self_share) == (None, None)
+    assert (leaf.total_ns, leaf.ncalls) == (ticks or None, 9)
+    views = mimebundle(recording)
+    assert re.search(rf" -  +{total} +9  leaf ", views["text/plain"])
+    assert all("0 ns" not in view.split("leaf")[0].split("main")[-1] for view in views.values())
+    assert ">-</td>" in views["text/html"]
+    # In the table, rows still sum to what was recorded.
+    assert recording.functions()["self_ns"].sum() == 90
+
+
 def test_demoted_functions_are_ranked_by_samples_and_the_reader_is_told():
     # GIVEN calls that say "main", and samples that say "leaf"
     demoted = [LEAF | {"since_ns": START_NS, "until_ns": None, "counted": 9}]
