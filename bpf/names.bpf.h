@@ -126,16 +126,10 @@ static __always_inline int digest_part(struct scratch *s, const struct pst_layou
 	return 0;
 }
 
-/* What the walk remembers of the frame before, whose file is mostly the same. */
-struct file_digest {
-	u64 object;
-	u64 hash;
-};
-
 /* Hash of the contents of a code object's strings. */
-static __always_inline int digest_code(struct scratch *s, const struct pst_layout *at,
-				       struct file_digest *file, u64 *hash)
+static __always_inline int digest_code(struct scratch *s, const struct pst_layout *at, u64 *hash)
 {
+	struct file_digest *file = &s->file;
 	u64 filename = field64(s->code, at->code_filename);
 	u64 h = 0;
 
@@ -154,7 +148,7 @@ static __always_inline int digest_code(struct scratch *s, const struct pst_layou
 }
 
 static __always_inline int identify(struct scratch *s, const struct pst_layout *at, u64 code,
-				    u32 epoch, struct file_digest *file, struct code_key *key)
+				    u32 epoch)
 {
 	u32 version = 0;
 	u64 hash;
@@ -168,12 +162,56 @@ static __always_inline int identify(struct scratch *s, const struct pst_layout *
 		hash = mix(hash, field64(s->code, at->code_filename));
 		hash = mix(hash, field64(s->code, at->code_qualname));
 		hash = mix(hash, field64(s->code, at->code_linetable));
-	} else if (digest_code(s, at, file, &hash)) {
+	} else if (digest_code(s, at, &hash)) {
 		return -1;
 	}
-	key->address = code;
-	key->digest = hash;
+	s->key.address = code;
+	s->key.digest = hash;
 	return 0;
+}
+
+/*
+ * The id of the code object that s->key tells of goes into s->code_id; there it stays 0 if no
+ * room is left.  A code object that is new is to be named.
+ */
+static __always_inline void find_code_id(struct pst_config *cfg, struct scratch *s)
+{
+	struct code_key *key = &s->key;
+	struct recent_code *recent = &s->recent_codes[key->digest & (RECENT_CODES - 1)];
+	u32 id = 0, *known;
+	struct pending_code *p;
+
+	if (recent->key.digest == key->digest && recent->key.address == key->address) {
+		s->code_id = recent->id;
+		return;
+	}
+	known = codes_find(key);
+	if (!known) {
+		if (s->pending_count < PST_MAX_FRAMES)
+			id = new_id(cfg, &s->code_count);
+		if (id && !codes_add(key, &id)) {
+			p = &s->pending[s->pending_count & (PST_MAX_FRAMES - 1)];
+			p->key = *key;
+			p->code_id = id;
+			s->pending_count++;
+			s->code_id = id;
+			return;
+		}
+		/* Another CPU was first, or no room. */
+		known = codes_find(key);
+		if (!known) {
+			count(PST_COUNT_MAP_FULL);
+			s->sample.header.flags |= PST_MAP_FULL;
+			return;
+		}
+	}
+	s->code_id = *known & LARGEST_ID;
+	/* Not before it is named: should that fail, it is tried again when the code is met again.
+	 */
+	if (*known & NAMED) {
+		recent->key = *key;
+		recent->id = s->code_id;
+	}
 }
 
 /* Find where the current part lies and how long it is; at the first, tell of the code. */

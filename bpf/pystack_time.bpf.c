@@ -249,56 +249,32 @@ PST_PROGRAM(pystack_identify)
 	struct pst_config *cfg = config_get();
 	struct scratch *s = scratches_get();
 	struct pst_sample *sample;
-	struct pending_code *p;
-	struct code_key key = {};
-	struct file_digest file = {};
 	u64 code, before = 0;
-	u32 at, n, id = 0, *known;
+	u32 at, n;
 
 	if (!cfg || !s)
 		return 0;
 	sample = &s->sample;
 	n = sample->frame_count;
 	at = s->identified;
+	s->file.object = 0;
 	for (int i = 0; i < IDENTIFY_FRAMES; i++, at++) {
 		if (at >= n)
 			break;
 		code = s->codes[at & (PST_MAX_FRAMES - 1)];
 		if (code != before) {
 			before = code;
-			id = 0;
-			if (identify(s, &cfg->layout, code, cfg->epoch, &file, &key)) {
-				if (at < s->evaluation.frame_count) {
-					s->walk_again = 1;
-					break;
-				}
-				sample->header.flags |= PST_UNREADABLE;
+			s->code_id = 0;
+			if (!identify(s, &cfg->layout, code, cfg->epoch)) {
+				find_code_id(cfg, s);
+			} else if (at < s->evaluation.frame_count) {
+				s->walk_again = 1;
+				break;
 			} else {
-				known = codes_find(&key);
-				if (known) {
-					id = *known;
-				} else {
-					if (s->pending_count < PST_MAX_FRAMES)
-						id = new_id(cfg, &s->code_count);
-					if (id && !codes_add(&key, &id)) {
-						p = &s->pending[s->pending_count &
-								(PST_MAX_FRAMES - 1)];
-						p->key = key;
-						p->code_id = id;
-						s->pending_count++;
-					} else {
-						/* Another CPU was first, or no room. */
-						known = codes_find(&key);
-						id = known ? *known : 0;
-						if (!known) {
-							count(PST_COUNT_MAP_FULL);
-							sample->header.flags |= PST_MAP_FULL;
-						}
-					}
-				}
+				sample->header.flags |= PST_UNREADABLE;
 			}
 		}
-		sample->frames[at & (PST_MAX_FRAMES - 1)].code_id = id;
+		sample->frames[at & (PST_MAX_FRAMES - 1)].code_id = s->code_id;
 	}
 	if (s->walk_again) {
 		/* What has been found so far of codes is right, and stays pending. */
@@ -331,6 +307,7 @@ PST_PROGRAM(pystack_name)
 	struct scratch *s = scratches_get();
 	struct naming *work;
 	struct pending_code *p;
+	u32 *known;
 
 	if (!cfg || !s)
 		return 0;
@@ -348,6 +325,9 @@ PST_PROGRAM(pystack_name)
 			work->begun = 0;
 		}
 		if (work->part >= PST_PARTS) {
+			known = codes_find(&p->key);
+			if (known && *known == p->code_id)
+				*known |= NAMED;
 			work->part = 0;
 			work->at++;
 		}

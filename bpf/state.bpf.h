@@ -20,9 +20,12 @@ enum {
 	FRAME_BYTES = 80,  /* of a frame, in every layout */
 	WINDOW_SIZE = 1024,
 	WALK_FRAMES = 64,
-	IDENTIFY_FRAMES = 16,
-	NAME_STEPS = 24,
+	IDENTIFY_FRAMES = 12,
+	NAME_STEPS = 32,
+	RECENT_CODES = 128,
+	RECENT_STACKS = 256,
 	LARGEST_ID = 0x7fffffff,
+	NAMED = 1u << 31,        /* in the map `codes`, beside the id: its strings have been sent */
 	LARGEST_FRAME = 1 << 20, /* of a native function; what is further away is no frame */
 	SUID_DUMP_USER = 1,
 	DUMPABLE_MASK = 3,
@@ -38,6 +41,19 @@ enum tail_call {
 struct code_key {
 	u64 address;
 	u64 digest;
+};
+
+/* Of what was found in the map `codes` last, on this CPU: one look, where the map takes several. */
+struct recent_code {
+	struct code_key key;
+	u32 id;
+	u32 reserved[3];
+};
+
+struct recent_stack {
+	u64 hash;
+	u32 id;
+	u32 reserved;
 };
 
 struct pending_code {
@@ -78,6 +94,12 @@ struct evaluation {
 	u32 frame_count; /* of the innermost evaluation; 0: they are not in doubt */
 };
 
+/* Of the frame before, whose file is mostly the same. */
+struct file_digest {
+	u64 object;
+	u64 hash;
+};
+
 struct scratch {
 	/* The walk's state is kept in memory: the verifier follows each value of a register. */
 	struct evaluation evaluation;
@@ -85,6 +107,9 @@ struct scratch {
 	u64 codes[PST_MAX_FRAMES];
 	u32 walk_again; /* without the innermost evaluation */
 	u32 identified;
+	u32 code_id; /* of the frame before */
+	struct code_key key;
+	struct file_digest file;
 	u32 pending_count;
 	struct pending_code pending[PST_MAX_FRAMES];
 	struct naming naming;
@@ -101,6 +126,9 @@ struct scratch {
 	u32 code_count; /* ids given out by this CPU, in this recording */
 	u32 stack_count;
 	u32 recording;
+	/* The keys have the epoch in them: nothing of an earlier one is found. */
+	struct recent_code recent_codes[RECENT_CODES];
+	struct recent_stack recent_stacks[RECENT_STACKS];
 };
 
 struct counters {
