@@ -48,16 +48,19 @@ struct {
 	__uint(max_entries, RING_PAGES * 4096);
 } ring SEC(".maps");
 
+int pystack_walk(struct bpf_perf_event_data *ctx);
 int pystack_identify(struct bpf_perf_event_data *ctx);
 int pystack_name(struct bpf_perf_event_data *ctx);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
-	__uint(max_entries, 2);
+	__uint(max_entries, CALLS);
 	__uint(key_size, sizeof(u32));
 	__array(values, int(struct bpf_perf_event_data *));
 } programs SEC(".maps") = {
-	.values = {[CALL_IDENTIFY] = pystack_identify, [CALL_NAME] = pystack_name},
+	.values = {[CALL_WALK] = pystack_walk,
+		   [CALL_IDENTIFY] = pystack_identify,
+		   [CALL_NAME] = pystack_name},
 };
 
 static __always_inline struct pst_config *config_get(void)

@@ -7,28 +7,6 @@
 
 #include "memory.bpf.h"
 
-/* Hash of up to 2 * DIGEST_SIZE bytes of memory: all, or the head and the tail. */
-static __always_inline int digest_bytes(struct scratch *s, u64 address, u64 size, u64 *hash)
-{
-	u64 h = mix(*hash, size);
-	u64 n = size;
-
-	PST_OPAQUE(n);
-	if (n > DIGEST_SIZE)
-		n = DIGEST_SIZE;
-	__builtin_memset(s->contents, 0, DIGEST_SIZE);
-	if (pst_read_user(s->contents, n, (void *)address))
-		return -1;
-	h = mix_words(h, s->contents, n > 128 ? DIGEST_SIZE : 128);
-	if (size > DIGEST_SIZE) {
-		if (pst_read_user(s->contents, DIGEST_SIZE, (void *)(address + size - DIGEST_SIZE)))
-			return -1;
-		h = mix_words(h, s->contents, DIGEST_SIZE);
-	}
-	*hash = h;
-	return 0;
-}
-
 static __always_inline int read_code(struct scratch *s, const struct pst_layout *at, u64 code)
 {
 	/* Up to and with co_linetable, the last member that is looked at. */
@@ -46,105 +24,131 @@ struct string_head {
 	u64 state; /* of a str */
 };
 
-/* Find a part of the code object that read_code() has put into s->code. */
-static __always_inline int find_part(struct scratch *s, const struct pst_layout *at, u32 part,
-				     struct part *out)
+/* Address of a part of the code object that read_code() has put into s->code. */
+static __always_inline u64 part_object(struct scratch *s, const struct pst_layout *at, u32 part)
 {
-	struct string_head head = {};
-	u32 offset = at->code_linetable;
-	u64 object;
-
 	if (part == PST_FILENAME)
-		offset = at->code_filename;
-	else if (part == PST_QUALNAME)
-		offset = at->code_qualname;
-	object = field64(s->code, offset);
-	if (pst_read_user(&head, sizeof(head), (void *)(object + 16)))
-		return -1;
-	out->hash = head.hash;
+		return field64(s->code, at->code_filename);
+	if (part == PST_QUALNAME)
+		return field64(s->code, at->code_qualname);
+	return field64(s->code, at->code_linetable);
+}
+
+/* Tell where the characters of a part lie, by its head. */
+static __always_inline int describe_part(const struct pst_layout *at, u32 part, u64 object,
+					 const struct string_head *head, struct part *out)
+{
+	out->hash = head->hash;
 	if (part == PST_LINETABLE) {
 		out->char_size = 1;
 		out->source = object + at->bytes_data;
 	} else {
 		/* The bit field of PyASCIIObject: interned 2, kind 3, compact 1, ascii 1. */
-		out->char_size = (head.state >> 2) & 7;
-		if (!(head.state & (1 << 5)) || !out->char_size || out->char_size > 4)
+		out->char_size = (head->state >> 2) & 7;
+		if (!(head->state & (1 << 5)) || !out->char_size || out->char_size > 4)
 			return -1;
-		out->source = object + (head.state & (1 << 6) ? at->ascii_data : at->compact_data);
+		out->source = object + (head->state & (1 << 6) ? at->ascii_data : at->compact_data);
 	}
-	out->total = head.length * out->char_size;
+	out->total = head->length * out->char_size;
 	return 0;
 }
 
-/*
- * Hash of a short line table, in one read; -1: it needs the long way.  What is read may
- * reach beyond the object's end, and is not looked at there.
- */
-static __always_inline int digest_short(struct scratch *s, u64 object, u64 *hash)
+static __always_inline int find_part(struct scratch *s, const struct pst_layout *at, u32 part,
+				     struct part *out)
 {
-	u64 h, size, rest;
+	u64 object = part_object(s, at, part);
+	struct string_head head = {};
 
-	if (pst_read_user(s->contents, SHORT_SIZE, (void *)(object + 16)))
+	if (pst_read_user(&head, sizeof(head), (void *)(object + 16)))
 		return -1;
-	size = *(u64 *)s->contents;
-	if (size > SHORT_SIZE - 16)
+	return describe_part(at, part, object, &head, out);
+}
+
+/* Hash of up to 2 * DIGEST_SIZE bytes of memory: all, or the head and the tail. */
+static __always_inline int digest_bytes(struct scratch *s, const struct part *part, u64 *hash)
+{
+	u64 n = part->total, after = part->source + part->total - DIGEST_SIZE;
+
+	PST_OPAQUE(n);
+	if (n > DIGEST_SIZE)
+		n = DIGEST_SIZE;
+	__builtin_memset(s->contents, 0, DIGEST_SIZE);
+	if (pst_read_user(s->contents, n, (void *)part->source))
 		return -1;
-	h = mix(*hash, size);
-#pragma clang loop unroll(disable)
-	for (u32 i = 0; i < SHORT_SIZE - 16; i += 8) {
-		if (i >= size)
-			break;
-		rest = *(u64 *)(s->contents + 16 + i);
-		if (size - i < 8)
-			rest &= (1ULL << (8 * (size - i))) - 1;
-		h = mix(h, rest);
-	}
+	*hash = mix_words(*hash, s->contents, DIGEST_SIZE);
+	if (part->total <= DIGEST_SIZE)
+		return 0;
+	if (pst_read_user(s->contents, DIGEST_SIZE, (void *)after))
+		return -1;
+	*hash = mix_words(*hash, s->contents, DIGEST_SIZE);
+	return 0;
+}
+
+/* Hash of the `size` bytes at `offset` of s->contents; what lies behind them is overwritten. */
+static __always_inline u64 digest_short(struct scratch *s, u32 offset, u32 size, u64 hash)
+{
+	u8 *data = s->contents + (offset & (SHORT_SIZE / 2 - 8));
+	u64 *last = (u64 *)(data + (size & (SHORT_SIZE - 8)));
+
+	*last &= (1ULL << 8 * (size & 7)) - 1;
+	last[1] = last[2] = last[3] = 0;
+	return mix_words(hash, data, size);
+}
+
+/*
+ * Hash of a part's contents.  One read takes its head and, if it is short, all of it: what is
+ * read may then reach beyond the object's end, which is not looked at.
+ */
+static __always_inline int digest_part(struct scratch *s, const struct pst_layout *at, u32 part,
+				       u64 *hash)
+{
+	u64 object = part_object(s, at, part);
+	const struct string_head *head = (const void *)s->contents;
+	struct part found = {};
+	u64 before, h;
+	long cut;
+
+	cut = pst_read_user(s->contents, SHORT_SIZE, (void *)(object + 16));
+	if (cut && pst_read_user(s->contents, sizeof(*head), (void *)(object + 16)))
+		return -1;
+	if (describe_part(at, part, object, head, &found))
+		return -1;
+	h = mix(*hash, found.total);
+	before = found.source - (object + 16);
+	/* A line table's hash is hardly ever known, and then only sometimes taken. */
+	if (part != PST_LINETABLE && found.hash != NO_HASH)
+		h = mix(h, found.hash);
+	else if (!cut && before + found.total <= SHORT_SIZE)
+		h = digest_short(s, before, found.total, h);
+	else if (digest_bytes(s, &found, &h))
+		return -1;
 	*hash = h;
 	return 0;
 }
 
-/* What the walk remembers of the frame before, whose file is mostly the same. */
-struct file_digest {
-	u64 object;
-	u64 hash;
-};
-
 /* Hash of the contents of a code object's strings. */
-static __always_inline int digest_code(struct scratch *s, const struct pst_layout *at,
-				       struct file_digest *file, u64 *hash)
+static __always_inline int digest_code(struct scratch *s, const struct pst_layout *at, u64 *hash)
 {
+	struct file_digest *file = &s->file;
 	u64 filename = field64(s->code, at->code_filename);
-	struct part part = {};
 	u64 h = 0;
 
-	if (filename == file->object) {
-		*hash = mix(*hash, file->hash);
-	}
 #pragma clang loop unroll(disable)
 	for (u32 i = filename == file->object; i < PST_PARTS; i++) {
-		if (i == PST_LINETABLE && at->bytes_data == 32 &&
-		    !digest_short(s, field64(s->code, at->code_linetable), hash))
-			break;
-		if (find_part(s, at, i, &part))
-			return -1;
-		h = i == PST_FILENAME ? 0 : *hash;
-		/* A line table's hash is hardly ever known, and then only sometimes taken. */
-		if (i != PST_LINETABLE && part.hash != NO_HASH)
-			h = mix(mix(h, part.hash), part.total);
-		else if (digest_bytes(s, part.source, part.total, &h))
+		if (digest_part(s, at, i, &h))
 			return -1;
 		if (i == PST_FILENAME) {
 			file->object = filename;
 			file->hash = h;
-			h = mix(*hash, h);
+			h = 0;
 		}
-		*hash = h;
 	}
+	*hash = mix(mix(*hash, file->hash), h);
 	return 0;
 }
 
 static __always_inline int identify(struct scratch *s, const struct pst_layout *at, u64 code,
-				    u32 epoch, struct file_digest *file, struct code_key *key)
+				    u32 epoch)
 {
 	u32 version = 0;
 	u64 hash;
@@ -158,12 +162,56 @@ static __always_inline int identify(struct scratch *s, const struct pst_layout *
 		hash = mix(hash, field64(s->code, at->code_filename));
 		hash = mix(hash, field64(s->code, at->code_qualname));
 		hash = mix(hash, field64(s->code, at->code_linetable));
-	} else if (digest_code(s, at, file, &hash)) {
+	} else if (digest_code(s, at, &hash)) {
 		return -1;
 	}
-	key->address = code;
-	key->digest = hash;
+	s->key.address = code;
+	s->key.digest = hash;
 	return 0;
+}
+
+/*
+ * The id of the code object that s->key tells of goes into s->code_id; there it stays 0 if no
+ * room is left.  A code object that is new is to be named.
+ */
+static __always_inline void find_code_id(struct pst_config *cfg, struct scratch *s)
+{
+	struct code_key *key = &s->key;
+	struct recent_code *recent = &s->recent_codes[key->digest & (RECENT_CODES - 1)];
+	u32 id = 0, *known;
+	struct pending_code *p;
+
+	if (recent->key.digest == key->digest && recent->key.address == key->address) {
+		s->code_id = recent->id;
+		return;
+	}
+	known = codes_find(key);
+	if (!known) {
+		if (s->pending_count < PST_MAX_FRAMES)
+			id = new_id(cfg, &s->code_count);
+		if (id && !codes_add(key, &id)) {
+			p = &s->pending[s->pending_count & (PST_MAX_FRAMES - 1)];
+			p->key = *key;
+			p->code_id = id;
+			s->pending_count++;
+			s->code_id = id;
+			return;
+		}
+		/* Another CPU was first, or no room. */
+		known = codes_find(key);
+		if (!known) {
+			count(PST_COUNT_MAP_FULL);
+			s->sample.header.flags |= PST_MAP_FULL;
+			return;
+		}
+	}
+	s->code_id = *known & LARGEST_ID;
+	/* Not before it is named: should that fail, it is tried again when the code is met again.
+	 */
+	if (*known & NAMED) {
+		recent->key = *key;
+		recent->id = s->code_id;
+	}
 }
 
 /* Find where the current part lies and how long it is; at the first, tell of the code. */

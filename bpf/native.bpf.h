@@ -37,6 +37,7 @@ static __always_inline s32 stack_id(const struct pst_config *cfg, struct scratch
 				    u16 kind)
 {
 	struct pst_addresses *a = &s->addresses;
+	struct recent_stack *recent;
 	u64 hash;
 	u32 id, *known, n;
 
@@ -51,9 +52,15 @@ static __always_inline s32 stack_id(const struct pst_config *cfg, struct scratch
 			break;
 		hash = mix(hash, a->frames[i]);
 	}
+	recent = &s->recent_stacks[hash & (RECENT_STACKS - 1)];
+	if (recent->hash == hash)
+		return (s32)recent->id;
 	known = stacks_find(&hash);
-	if (known)
+	if (known) {
+		recent->hash = hash;
+		recent->id = *known;
 		return (s32)*known;
+	}
 	id = new_id(cfg, &s->stack_count);
 	if (!id)
 		return -2;
@@ -66,6 +73,8 @@ static __always_inline s32 stack_id(const struct pst_config *cfg, struct scratch
 		return -2;
 	/* No matter if another CPU was first or the map is full: the id was told. */
 	stacks_add(&hash, &id);
+	recent->hash = hash;
+	recent->id = id;
 	return (s32)id;
 }
 

@@ -5,10 +5,11 @@
  * walks the interpreter's frames in the thread's own memory and puts one record into the ring
  * buffer.  The thread stands still meanwhile, so every stack is whole.
  *
- * Three programs, joined by tail calls because each then stays small for the
+ * Four programs, joined by tail calls because each then stays small for the
  * verifier:
  *
- *     pystack_sample    filter, native and kernel stacks, collect the frames
+ *     pystack_sample    filter, native and kernel stacks
+ *     pystack_walk      collect the frames, some at a time
  *     pystack_identify  code objects to ids, some frames at a time
  *     pystack_name      send the strings of code objects that were never seen
  *
@@ -49,7 +50,7 @@ BPF_PERCPU_ARRAY(scratches, struct scratch_bytes, 1);
 BPF_TABLE("lru_hash", struct code_key, u32, codes, CODE_ENTRIES);
 BPF_TABLE("lru_hash", u64, u32, stacks, STACK_ENTRIES);
 BPF_RINGBUF_OUTPUT(ring, RING_PAGES);
-BPF_PROG_ARRAY(programs, 2);
+BPF_PROG_ARRAY(programs, CALLS);
 
 static __always_inline struct pst_config *config_get(void)
 {
@@ -201,16 +202,43 @@ PST_PROGRAM(pystack_sample)
 	if (sample->native_stack == -2)
 		sample->header.flags |= PST_NATIVE_MISSING;
 
-	if (cfg->python_ready)
-		walk(cfg, s, task);
-	else
+	if (!cfg->python_ready) {
 		sample->header.flags |= PST_NO_PYTHON;
-	if (sample->frame_count) {
+	} else if (!begin_walk(cfg, s)) {
+		s->walk_again = 0;
 		s->identified = 0;
 		s->pending_count = 0;
+		tail_call(ctx, CALL_WALK);
+		/* Only reached when the call failed: there are no frames. */
+		sample->header.flags |= PST_UNREADABLE;
+	}
+	submit(s);
+	return 0;
+}
+
+PST_PROGRAM(pystack_walk)
+{
+	struct pst_config *cfg = config_get();
+	struct scratch *s = scratches_get();
+
+	if (!cfg || !s)
+		return 0;
+	if (s->walk_again) {
+		s->walk_again = 0;
+		if (begin_walk(cfg, s)) {
+			submit(s);
+			return 0;
+		}
+		s->next_frame = leave_innermost(s, &cfg->layout);
+	}
+	if (walk(cfg, s)) {
+		tail_call(ctx, CALL_WALK);
+		s->sample.header.flags |= PST_UNREADABLE;
+	}
+	if (s->sample.frame_count) {
 		tail_call(ctx, CALL_IDENTIFY);
 		/* Only reached when the call failed: no frame has a name. */
-		sample->header.flags |= PST_UNNAMED;
+		s->sample.header.flags |= PST_UNNAMED;
 	}
 	submit(s);
 	return 0;
@@ -221,51 +249,42 @@ PST_PROGRAM(pystack_identify)
 	struct pst_config *cfg = config_get();
 	struct scratch *s = scratches_get();
 	struct pst_sample *sample;
-	struct pending_code *p;
-	struct code_key key = {};
-	struct file_digest file = {};
 	u64 code, before = 0;
-	u32 at, n, id = 0, *known;
+	u32 at, n;
 
 	if (!cfg || !s)
 		return 0;
 	sample = &s->sample;
 	n = sample->frame_count;
 	at = s->identified;
+	s->file.object = 0;
 	for (int i = 0; i < IDENTIFY_FRAMES; i++, at++) {
 		if (at >= n)
 			break;
 		code = s->codes[at & (PST_MAX_FRAMES - 1)];
 		if (code != before) {
 			before = code;
-			id = 0;
-			if (identify(s, &cfg->layout, code, cfg->epoch, &file, &key)) {
-				sample->header.flags |= PST_UNREADABLE;
+			s->code_id = 0;
+			if (!identify(s, &cfg->layout, code, cfg->epoch)) {
+				find_code_id(cfg, s);
+			} else if (at < s->evaluation.frame_count) {
+				s->walk_again = 1;
+				break;
 			} else {
-				known = codes_find(&key);
-				if (known) {
-					id = *known;
-				} else {
-					id = new_id(cfg, &s->code_count);
-					if (id && !codes_add(&key, &id)) {
-						p = &s->pending[s->pending_count &
-								(PST_MAX_FRAMES - 1)];
-						p->key = key;
-						p->code_id = id;
-						s->pending_count++;
-					} else {
-						/* Another CPU was first, or no room. */
-						known = codes_find(&key);
-						id = known ? *known : 0;
-						if (!known) {
-							count(PST_COUNT_MAP_FULL);
-							sample->header.flags |= PST_MAP_FULL;
-						}
-					}
-				}
+				sample->header.flags |= PST_UNREADABLE;
 			}
 		}
-		sample->frames[at & (PST_MAX_FRAMES - 1)].code_id = id;
+		sample->frames[at & (PST_MAX_FRAMES - 1)].code_id = s->code_id;
+	}
+	if (s->walk_again) {
+		/* What has been found so far of codes is right, and stays pending. */
+		sample->header.flags &= ~(PST_TOO_DEEP | PST_UNREADABLE);
+		sample->frame_count = 0;
+		s->identified = 0;
+		tail_call(ctx, CALL_WALK);
+		sample->header.flags |= PST_UNREADABLE;
+		submit(s);
+		return 0;
 	}
 	s->identified = at;
 	if (at < n) {
@@ -288,6 +307,7 @@ PST_PROGRAM(pystack_name)
 	struct scratch *s = scratches_get();
 	struct naming *work;
 	struct pending_code *p;
+	u32 *known;
 
 	if (!cfg || !s)
 		return 0;
@@ -305,6 +325,9 @@ PST_PROGRAM(pystack_name)
 			work->begun = 0;
 		}
 		if (work->part >= PST_PARTS) {
+			known = codes_find(&p->key);
+			if (known && *known == p->code_id)
+				*known |= NAMED;
 			work->part = 0;
 			work->at++;
 		}

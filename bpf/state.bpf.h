@@ -14,23 +14,46 @@ enum {
 	STACK_ENTRIES = 32768,
 	OBJECT_SIZE = 256, /* bytes of a frame or code object that may be looked at */
 	DIGEST_SIZE = 512, /* of a string without a hash: this much at each end */
-	SHORT_SIZE = 256,  /* of a line table that takes one read, with its head */
-	IDENTIFY_FRAMES = 16,
-	NAME_STEPS = 24,
+	SHORT_SIZE = 256,  /* of a string that takes one read, with its head */
+	USER_PAGE = 4096,
+	STATE_BYTES = 160, /* of a thread state that is looked at */
+	FRAME_BYTES = 80,  /* of a frame, in every layout */
+	WINDOW_SIZE = 1024,
+	WALK_FRAMES = 64,
+	IDENTIFY_FRAMES = 12,
+	NAME_STEPS = 32,
+	RECENT_CODES = 128,
+	RECENT_STACKS = 256,
 	LARGEST_ID = 0x7fffffff,
+	NAMED = 1u << 31,        /* in the map `codes`, beside the id: its strings have been sent */
 	LARGEST_FRAME = 1 << 20, /* of a native function; what is further away is no frame */
 	SUID_DUMP_USER = 1,
 	DUMPABLE_MASK = 3,
 };
 
 enum tail_call {
-	CALL_IDENTIFY = 0,
-	CALL_NAME = 1,
+	CALL_WALK = 0,
+	CALL_IDENTIFY = 1,
+	CALL_NAME = 2,
+	CALLS = 3,
 };
 
 struct code_key {
 	u64 address;
 	u64 digest;
+};
+
+/* Of what was found in the map `codes` last, on this CPU: one look, where the map takes several. */
+struct recent_code {
+	struct code_key key;
+	u32 id;
+	u32 reserved[3];
+};
+
+struct recent_stack {
+	u64 hash;
+	u32 id;
+	u32 reserved;
 };
 
 struct pending_code {
@@ -61,13 +84,20 @@ struct naming {
  * innermost Python frame and the CFrame around it.  An evaluation hangs its CFrame
  * into the thread state before it has filled in the frame (Python/ceval.c), so for some
  * nanoseconds the innermost one leads anywhere.  The first frame of an evaluation must
- * therefore lead back to the frame that the CFrame around it knows.
+ * therefore lead back to the frame that the CFrame around it knows, and all of its frames must
+ * run code; the latter is seen when these are identified.
  */
 struct evaluation {
-	u64 around;    /* the CFrame around the present one */
-	u64 calling;   /* the frame that it knows */
-	u32 innermost; /* whether the walk is still in the innermost evaluation */
-	u32 reserved;
+	u64 around;      /* the CFrame around the present one */
+	u64 calling;     /* the frame that it knows */
+	u32 innermost;   /* whether the walk is still in the innermost evaluation */
+	u32 frame_count; /* of the innermost evaluation; 0: they are not in doubt */
+};
+
+/* Of the frame before, whose file is mostly the same. */
+struct file_digest {
+	u64 object;
+	u64 hash;
 };
 
 struct scratch {
@@ -75,19 +105,30 @@ struct scratch {
 	struct evaluation evaluation;
 	struct pst_sample sample;
 	u64 codes[PST_MAX_FRAMES];
+	u32 walk_again; /* without the innermost evaluation */
 	u32 identified;
+	u32 code_id; /* of the frame before */
+	struct code_key key;
+	struct file_digest file;
 	u32 pending_count;
 	struct pending_code pending[PST_MAX_FRAMES];
 	struct naming naming;
 	struct pst_code code_record;
 	struct pst_text text;
 	struct pst_addresses addresses;
-	u8 frame[OBJECT_SIZE];
+	u64 next_frame;
+	u64 window_at;   /* address of what is in the window */
+	u64 window_last; /* offset of the last whole frame there */
+	u8 window[WINDOW_SIZE + OBJECT_SIZE];
+	u8 state[OBJECT_SIZE];
 	u8 code[OBJECT_SIZE];
-	u8 contents[DIGEST_SIZE];
+	u8 contents[DIGEST_SIZE + SHORT_SIZE];
 	u32 code_count; /* ids given out by this CPU, in this recording */
 	u32 stack_count;
 	u32 recording;
+	/* The keys have the epoch in them: nothing of an earlier one is found. */
+	struct recent_code recent_codes[RECENT_CODES];
+	struct recent_stack recent_stacks[RECENT_STACKS];
 };
 
 struct counters {

@@ -24,8 +24,8 @@ from .uprobes import Uprobes
 if TYPE_CHECKING:
     from .calls import SharedCalls
 
-_PROGRAMS = (b"pystack_sample", b"pystack_identify", b"pystack_name")
-_TAIL_CALLS = {0: b"pystack_identify", 1: b"pystack_name"}
+_TAIL_CALLS = (b"pystack_walk", b"pystack_identify", b"pystack_name")  # enum tail_call
+_PROGRAMS = (b"pystack_sample", *_TAIL_CALLS)
 
 _COUNTERS_STRUCT = struct.Struct(f"<{COUNTERS}Q")
 
@@ -87,7 +87,7 @@ class Sampler:
         try:
             functions = load_functions(self._bpf, _PROGRAMS, bcc.BPF.PERF_EVENT)
             programs = self._bpf[b"programs"]
-            for index, name in _TAIL_CALLS.items():
+            for index, name in enumerate(_TAIL_CALLS):
                 programs[ctypes.c_int(index)] = ctypes.c_int(functions[name].fd)
         except BaseException:
             self._bpf.cleanup()

@@ -399,7 +399,8 @@ def test_the_program_passes_the_verifier_as_a_co_re_object(needs_root, needs_bpf
     try:
         subprocess.run(["bpftool", "prog", "loadall", loaded, pins], check=True)
         assert {pin.name for pin in pins.iterdir()} == {
-            *("pystack_sample", "pystack_identify", "pystack_name", "pystack_calls")
+            *("pystack_sample", "pystack_walk", "pystack_identify", "pystack_name"),
+            "pystack_calls",
         }
         shown = subprocess.run(
             ["bpftool", "--json", "prog", "show", "pinned", pins / "pystack_sample"],
