@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -36,7 +38,8 @@ def sites(model: torch.nn.Module, *inputs: Any, **kw: Any) -> pd.DataFrame:
         Any model that is not compiled.
     *inputs, **kw
         What ``model(...)`` takes: an example.  The first dimension of the first tensor counts
-        the samples.
+        the samples.  A dict alone is inputs by name, as in the data of a `Campaign`, unless
+        the model's forward takes no arguments of these names.
 
     Returns
     -------
@@ -76,6 +79,7 @@ def sites(model: torch.nn.Module, *inputs: Any, **kw: Any) -> pd.DataFrame:
     2  weight  (3, 2)         6
     3    bias    (3,)         3
     """
+    inputs, kw = _by_name(model, inputs, kw)
     ran = trace(model, inputs, kw)
     samples, larger = _one_more(inputs, kw)
     dims = _batch_dims(ran, _run_again(model, larger), samples)
@@ -97,6 +101,20 @@ def sites(model: torch.nn.Module, *inputs: Any, **kw: Any) -> pd.DataFrame:
     if not table:
         raise FaultError("this model has no tensor that a fault could strike: give another one")
     return pd.DataFrame(table, columns=[*_COLUMNS, "batch_dim", "same_as"])
+
+
+def _by_name(
+    model: torch.nn.Module, inputs: tuple[Any, ...], kw: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Give a sole dict as keyword arguments, where the forward takes them."""
+    if kw or len(inputs) != 1 or not isinstance(inputs[0], Mapping):
+        return inputs, kw
+    named = inputs[0]
+    try:
+        inspect.signature(model.forward).bind(**named)
+    except (TypeError, AttributeError):  # what is no model is refused when it is traced
+        return inputs, kw
+    return (), dict(named)
 
 
 def _weights(layer: Layer, owners: dict[int, str]) -> list[Row]:

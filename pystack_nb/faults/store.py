@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 HEAD = "campaign.json"
 LOCK = "campaign.lock"
 _UNFINISHED = ".unfinished"
+_RECORDING = {"info.json", "samples.parquet"}  # what pystack_nb.load reads has both
 
 
 class Store:
@@ -85,6 +86,11 @@ class Store:
             strange = sorted(x.name for x in self.path.iterdir()) if self.path.exists() else []
             strange = [x for x in strange if x != LOCK and not x.endswith(_UNFINISHED)]
             if strange:
+                if {*strange} >= _RECORDING:
+                    raise CampaignError(
+                        f"{self.path} holds a recording of the profiler and no campaign; read it"
+                        " with pystack_nb.load, and choose an empty folder for a campaign"
+                    )
                 raise CampaignError(
                     f"{self.path} holds {strange[0]!r} and no campaign; choose an empty folder"
                 )

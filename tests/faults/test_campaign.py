@@ -305,6 +305,13 @@ def test_a_folder_of_another_campaign_is_refused_and_the_difference_named(
         run(campaign(path=folder, **options))
 
 
+def test_a_folder_of_a_recording_is_refused_by_what_it_is(tmp_path):
+    for name in ("calls.parquet", "info.json", "samples.parquet"):
+        (tmp_path / name).touch()
+    with pytest.raises(CampaignError, match=r"holds a recording.*pystack_nb\.load"):
+        run(campaign(path=tmp_path))
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(CampaignError, match=r"thesis\.tex.*choose an empty folder"):

@@ -230,6 +230,18 @@ def test_several_inputs_keywords_and_structures_have_roles():
     assert len(sites(Residual(), torch.ones(1, 2))) == 6
 
 
+def test_a_dict_is_inputs_by_name_unless_the_model_takes_it_itself():
+    named = {"x": torch.randn(2, 3), "scale": torch.tensor(2.0), "mask": torch.ones(2)}
+    assert sites(Dictionary(), named).equals(sites(Dictionary(), **named))
+
+    class Whole(nn.Module):
+        def forward(self, batch):
+            return batch["x"] + 1
+
+    roles = sites(Whole(), {"x": torch.ones(2, 3)})["role"].tolist()
+    assert roles == ["input.0.x", "output"]
+
+
 def test_the_batch_is_found_where_it_is():
     class Turned(nn.Module):
         def forward(self, x):
