@@ -457,9 +457,15 @@ COLD void recorder_gap(enum pst_other kind)
 
 void recorder_keep_bound(void)
 {
+	struct thread *own = this_thread;
+
 	pthread_mutex_lock(&recorder_lock);
+	/* In a notebook this is the cell's: the kernel's own threads don't take its events. */
+	if (own)
+		recorder_keep_bound_of(own);
 	for (struct thread *t = threads; t; t = t->next)
-		recorder_keep_bound_of(t);
+		if (t != own)
+			recorder_keep_bound_of(t);
 	rec.bound_kept = true;
 	pthread_mutex_unlock(&recorder_lock);
 }

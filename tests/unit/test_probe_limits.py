@@ -330,6 +330,23 @@ def test_a_bound_on_events_ends_the_recording_cleanly(probed):
     assert probed.recording("all").info["calls_stopped"] is None
 
 
+def test_the_bound_leaves_out_what_other_threads_stored_before_what_the_ending_one_did(probed):
+    probed.run(
+        "go_on, done = threading.Event(), threading.Event()\n"
+        "def other():\n    go_on.wait(); call(200); done.set(); threading.Event().wait()\n"
+        "threading.Thread(target=other, daemon=True).start()\n"
+        "def mine(): pass\n"
+        "def program():\n"
+        "    go_on.set(); done.wait()\n"
+        "    for _ in range(20): mine()\n"
+        "keep(record(program, max_events=100))\n"
+    )
+    recording = probed.recording()
+    assert probed.ncalls()["mine"] == 20
+    assert len(recording.calls) + recording.calls["complete"].sum() == 100
+    assert recording.info["calls_stopped"] == "max-events"
+
+
 def test_a_thread_that_ends_after_the_bound_was_reached_stores_no_more_than_that(probed):
     probed.run(
         "begun, go_on = threading.Event(), threading.Event()\n"
