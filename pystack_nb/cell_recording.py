@@ -171,14 +171,15 @@ class CellRecording:
         machinery = _machinery()
         belongs = machinery.runs_users_code
         # Slices tell the trimming who called them; counts are told apart while they are made.
-        runs = _places(x for x in _OTHERS if x not in _WAITS)
+        serving = _places(x for x in _OTHERS if x not in {*_INSIDE, *_WAITS})
         library = (*machinery.library, GENERATED)
         return replace(
             calls,
             include=self._files(calls.include),
             exclude=self._files(calls.exclude),
             outside=tuple(f"{glob.escape(x)}*" for x in places),
-            uncounted=tuple(f"{glob.escape(x)}*" for x in runs),
+            uncounted=tuple(f"{glob.escape(x)}*" for x in machinery.inside),
+            serving=tuple(f"{glob.escape(x)}*" for x in serving),
             library=tuple(f"{glob.escape(x)}*" for x in library),
             only_in=self._filename,
             foreign=tuple(tid for tid, files in self._stacks.items() if not belongs(files)),

@@ -107,14 +107,15 @@ def categorical(codes: NDArray[np.integer], values: Iterable[str]) -> pd.Categor
 
 def _dtype(names: tuple[str, ...]) -> pd.CategoricalDtype:
     """Make the dtype of these categories, which are sorted and distinct."""
-    return _known_dtype(names) if len(names) <= _FEW else _new_dtype(names)
+    # A view: whoever gives the index a name gives it to no other one.
+    return pd.CategoricalDtype(_known(names).view() if len(names) <= _FEW else _index(names))
 
 
-def _new_dtype(names: tuple[str, ...]) -> pd.CategoricalDtype:
-    return pd.CategoricalDtype(pd.Index(names, dtype="str"))
+def _index(names: tuple[str, ...]) -> pd.Index:
+    return pd.Index(names, dtype="str")
 
 
-_known_dtype = lru_cache(maxsize=256)(_new_dtype)
+_known = lru_cache(maxsize=256)(_index)
 
 
 def texts(column: pd.Series) -> list[str | None]:
@@ -202,7 +203,7 @@ def conform_calls(table: pd.DataFrame) -> pd.DataFrame:
 
 def empty(columns: Mapping[str, str]) -> pd.DataFrame:
     """Make a table of no rows that has these columns and dtypes."""
-    return _empty(tuple(columns.items())).copy(deep=False)
+    return _empty(tuple(columns.items())).copy()
 
 
 @lru_cache(maxsize=16)

@@ -20,8 +20,8 @@ looked at once for each distinct stack:
 
 How many samples were dropped stands in ``info["trimmed"]``.  Calls are left to
 `pystack_nb.trim_calls`, and counted in ``info["trimmed_calls"]``; events to
-`pystack_nb.trim_events`.  Calls that were only counted stay, but for those of the machinery's
-own functions: the probe counts no short ones that the machinery has made of its helpers.
+`pystack_nb.trim_events`.  Calls that were only counted stay: the probe
+counts none of the machinery's (`CallOptions.uncounted`).
 """
 
 from __future__ import annotations
@@ -87,7 +87,6 @@ def trim(
     trimmed = len(recording.samples) - len(samples)
     calls = trim_calls(recording.calls, machinery, cell, stacks)
     counts = recording.counts
-    counts = counts[~of_file(counts, machinery.is_other)].reset_index(drop=True)
     trimmed_calls = len(recording.calls) - len(calls)
     info = {
         **recording.info,

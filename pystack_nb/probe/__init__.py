@@ -132,6 +132,7 @@ class Probe:
                 hidden=(_HIDDEN,),
                 outside=options.outside,
                 uncounted=options.uncounted,
+                serving=options.serving,
                 library=options.library,
                 foreign=options.foreign,
                 only_in=options.only_in,

@@ -116,7 +116,8 @@ static void abandon(void)
 PyDoc_STRVAR(start_doc,
 	     "start(fd, spool, *, init=False, c_calls=False, max_events=0, depth=0, min_us=0.0,\n"
 	     "      budget=0.0, costs=(0.0, 0.0, 0.0), include=(), exclude=(), hidden=(),\n"
-	     "      outside=(), uncounted=(), library=(), foreign=(), only_in=None)\n--\n\n"
+	     "      outside=(), uncounted=(), serving=(), library=(), foreign=(), only_in=None)\n"
+	     "--\n\n"
 	     "Record the calls of this interpreter, from this one's return on.\n\n"
 	     "fd: the shared memory. spool: -1, or the file that the in-process source writes to.\n"
 	     "init: whether __init__ must be watched by sys.monitoring. costs, for the budget: of\n"
@@ -128,22 +129,23 @@ static PyObject *start(PyObject *module, PyObject *args, PyObject *named)
 {
 	static char *names[] = {"fd",      "spool",   "init",    "c_calls",   "max_events",
 				"depth",   "min_us",  "budget",  "costs",     "include",
-				"exclude", "hidden",  "outside", "uncounted", "library",
-				"foreign", "only_in", NULL};
+				"exclude", "hidden",  "outside", "uncounted", "serving",
+				"library", "foreign", "only_in", NULL};
 	int fd, spool, init = 0, c_calls = 0, error;
 	unsigned int depth = 0;
 	unsigned long long max_events = 0;
 	double min_us = 0, budget = 0, call_ns = 0, pass_ns = 0, c_call_ns = 0;
 	PyObject *include = NULL, *exclude = NULL, *hidden = NULL, *outside = NULL;
-	PyObject *uncounted = NULL, *library = NULL, *foreign = NULL, *only_in = Py_None;
+	PyObject *uncounted = NULL, *serving = NULL, *library = NULL, *foreign = NULL,
+		 *only_in = Py_None;
 
 	(void)module;
 	if (!PyArg_ParseTupleAndKeywords(
-		    args, named, "ii|$ppKIdd(ddd)O!O!O!O!O!O!O!O", names, &fd, &spool, &init,
+		    args, named, "ii|$ppKIdd(ddd)O!O!O!O!O!O!O!O!O", names, &fd, &spool, &init,
 		    &c_calls, &max_events, &depth, &min_us, &budget, &call_ns, &pass_ns, &c_call_ns,
 		    &PyTuple_Type, &include, &PyTuple_Type, &exclude, &PyTuple_Type, &hidden,
-		    &PyTuple_Type, &outside, &PyTuple_Type, &uncounted, &PyTuple_Type, &library,
-		    &PyTuple_Type, &foreign, &only_in))
+		    &PyTuple_Type, &outside, &PyTuple_Type, &uncounted, &PyTuple_Type, &serving,
+		    &PyTuple_Type, &library, &PyTuple_Type, &foreign, &only_in))
 		return NULL;
 	if (only_in != Py_None && !PyUnicode_Check(only_in)) {
 		PyErr_SetString(PyExc_TypeError, "only_in is no file's name");
@@ -160,7 +162,8 @@ static PyObject *start(PyObject *module, PyObject *args, PyObject *named)
 	if (set_patterns(&filters.include, include) || set_patterns(&filters.exclude, exclude) ||
 	    set_patterns(&filters.hidden, hidden) || set_patterns(&filters.outside, outside) ||
 	    set_patterns(&filters.uncounted, uncounted) ||
-	    set_patterns(&filters.library, library) || set_foreign(foreign))
+	    set_patterns(&filters.serving, serving) || set_patterns(&filters.library, library) ||
+	    set_foreign(foreign))
 		return NULL;
 	limits = (struct limits){.depth = depth, .budget = budget};
 	if (min_us > 0 || budget > 0) {

@@ -34,7 +34,9 @@ class CallOptions:
         They are what runs the code that is looked at.
     uncounted : tuple of str
         Globs of files: their short calls are not counted, nor those of what they call in files
-        of `outside` and `library`. Calls of any other file, and from there, are.
+        of `outside`, `serving` and `library`. Calls of any other file, and from there, are.
+    serving : tuple of str
+        Globs of files: the same, but where such another file is around.
     library : tuple of str
         Globs of files of Python's own library; packages installed in its folder are none of it.
     only_in : str or None
@@ -65,6 +67,7 @@ class CallOptions:
     depth: int | None = None
     outside: tuple[str, ...] = ()
     uncounted: tuple[str, ...] = ()
+    serving: tuple[str, ...] = ()
     library: tuple[str, ...] = ()
     only_in: str | None = None
     foreign: tuple[int, ...] = ()
@@ -74,7 +77,7 @@ class CallOptions:
     budget: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("include", "exclude", "outside", "uncounted", "library"):
+        for name in ("include", "exclude", "outside", "uncounted", "serving", "library"):
             _check_globs(name, getattr(self, name))
         _check_threads(self.foreign)
         _check_file("only_in", self.only_in)

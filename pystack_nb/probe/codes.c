@@ -167,13 +167,15 @@ static enum code_place place_of(const struct code *c, const char *file)
 {
 	if (is_one_of(&filters.uncounted, file))
 		return PLACE_RUNS;
+	if (is_one_of(&filters.serving, file))
+		return PLACE_SERVES;
 	if (c->outside)
-		return PLACE_HELPS;
+		return PLACE_OUTSIDE;
 	/* Packages may be installed into the library's folder. */
 	bool installed =
 		file && (strstr(file, "/site-packages/") || strstr(file, "/dist-packages/"));
 
-	return !installed && is_one_of(&filters.library, file) ? PLACE_HELPS : PLACE_OTHER;
+	return !installed && is_one_of(&filters.library, file) ? PLACE_LIBRARY : PLACE_OTHER;
 }
 
 /* Give `c` an id in this recording; false: none is left. */

@@ -16,11 +16,13 @@ enum code_mode {
 	CODE_COUNTED,   /* counted only */
 };
 
-/* What a function does for the code that is looked at. */
+/* Where a function's file belongs; without such places, all code is looked at. */
 enum code_place {
-	PLACE_OTHER, /* it is that code, or what that has called */
-	PLACE_HELPS, /* whatever its caller does */
-	PLACE_RUNS,  /* it runs that code, and its short calls are not counted */
+	PLACE_OTHER,   /* the code that is looked at, or what that has called */
+	PLACE_LIBRARY, /* whoever's its caller is; without one, that code's */
+	PLACE_OUTSIDE, /* whoever's its caller is; without one, nobody's */
+	PLACE_SERVES,  /* whoever's its caller is; without one, what runs the code */
+	PLACE_RUNS,    /* what runs the code, whoever calls it */
 };
 
 struct code {
@@ -48,7 +50,8 @@ struct filters {
 	struct patterns exclude;
 	struct patterns hidden;    /* folders, whose own files are never recorded */
 	struct patterns outside;   /* what runs the code that is looked at: it has no depth */
-	struct patterns uncounted; /* nor are these files' short calls counted */
+	struct patterns uncounted; /* nor are these files' short calls counted ... */
+	struct patterns serving;   /* ... nor those of these, unless the code calls them */
 	struct patterns library;   /* nor those of these, if one of those calls them */
 };
 

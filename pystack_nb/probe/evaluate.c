@@ -141,7 +141,7 @@ static PyObject *record_limited(struct thread *t, struct code *c, enum pst_word 
 		return run(t, ts, f, throwing);
 	uint32_t depth = t->top->depth = limits_depth(c, limits_around(&t->top[-1]));
 
-	t->top->uncounted = limits_uncounted(c, &t->top[-1]);
+	t->top->whose = limits_whose(c, &t->top[-1]);
 
 	if (limits.depth && depth > limits.depth) {
 		limits.passed += limits.pass_ticks;
@@ -171,9 +171,9 @@ static PyObject *pass(struct thread *t, const struct code *c, PyThreadState *ts,
 	if (!push(t, current_frame(ts), f))
 		return run(t, ts, f, throwing);
 	t->top->depth = limits_around(&t->top[-1]);
-	t->top->uncounted = limits_uncounted(c, &t->top[-1]);
-	if (c->mode == CODE_COUNTED)
-		count_call(t, c->id, t->top->uncounted);
+	t->top->whose = limits_whose(c, &t->top[-1]);
+	if (c->mode == CODE_COUNTED && limits_counts(t->top))
+		count_call(t, c->id);
 	limits.passed += limits.pass_ticks;
 	limits_spend(t, limits.pass_ticks);
 	PyObject *result = run(t, ts, f, throwing);

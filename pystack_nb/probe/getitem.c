@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "getitem.h"
 
+#include "monitor.h"
+
 #if PY_VERSION_HEX < 0x030C0000
 #include <internal/pycore_code.h>
 #include <opcode.h>
@@ -75,6 +77,11 @@ static int renew_all(PyObject *functions)
 {
 	if (!functions)
 		return -1;
+	if (!PyList_Check(functions)) {
+		Py_DECREF(functions);
+		PyErr_SetString(PyExc_RuntimeError, "gc.get_objects() gives no list");
+		return -1;
+	}
 	for (Py_ssize_t i = 0; i < PyList_GET_SIZE(functions); i++)
 		renew(PyList_GET_ITEM(functions, i));
 	Py_DECREF(functions);
@@ -102,7 +109,16 @@ static int add_derived(PyObject *types, PyObject *known, PyObject *type)
 	return error ? -1 : 0;
 }
 
-/* The same for the __getitem__ of each type: gc.freeze() may have hidden it. */
+static void renew_values(PyObject *dict)
+{
+	Py_ssize_t at = 0;
+	PyObject *value;
+
+	while (dict && PyDict_Next(dict, &at, NULL, &value))
+		renew(value);
+}
+
+/* The same for what gc.freeze() may have hidden: the functions of types ... */
 static int renew_types(void)
 {
 	PyObject *types = Py_BuildValue("[O]", &PyBaseObject_Type), *known = PySet_New(NULL);
@@ -110,11 +126,8 @@ static int renew_types(void)
 
 	for (Py_ssize_t i = 0; !error && i < PyList_GET_SIZE(types); i++) {
 		PyObject *type = PyList_GET_ITEM(types, i);
-		PyObject *found =
-			PyDict_GetItemString(((PyTypeObject *)type)->tp_dict, "__getitem__");
 
-		if (found)
-			renew(found);
+		renew_values(((PyTypeObject *)type)->tp_dict);
 		error = add_derived(types, known, type);
 	}
 	Py_XDECREF(types);
@@ -122,13 +135,29 @@ static int renew_types(void)
 	return error;
 }
 
+/* ... and of modules. */
+static void renew_modules(void)
+{
+	PyObject *modules = PyImport_GetModuleDict(), *module;
+	Py_ssize_t at = 0;
+
+	while (PyDict_Next(modules, &at, NULL, &module))
+		if (PyModule_Check(module))
+			renew_values(PyModule_GetDict(module));
+}
+
 static int renew_what_there_is(void)
 {
 	PyObject *gc = PyImport_ImportModule("gc");
-	int error = gc ? renew_all(PyObject_CallMethod(gc, "get_objects", NULL)) : -1;
+	PyObject *objects = gc ? PyObject_CallMethod(gc, "get_objects", NULL) : NULL;
 
 	Py_XDECREF(gc);
-	return error ? error : renew_types();
+	if (!objects)
+		monitor_say_refused();
+	if (renew_all(objects))
+		return -1;
+	renew_modules();
+	return renew_types();
 }
 
 static int make_visible(PyObject *names)
@@ -139,6 +168,8 @@ static int make_visible(PyObject *names)
 	PyObject *function = ran ? PyDict_GetItemString(names, "function") : NULL;
 
 	Py_XDECREF(ran);
+	if (!ran)
+		monitor_say_refused();
 	if (!get || !item || !function)
 		return -1;
 

@@ -41,10 +41,24 @@ static inline uint32_t limits_depth(const struct code *c, uint32_t around)
 	return around || !c->outside ? around + 1 : 0;
 }
 
-/* Whether a call that a level makes is, when it is short, of what runs the code. */
-static inline bool limits_uncounted(const struct code *c, const struct level *around)
+/* Whose a call is that a level makes. */
+static inline enum whose limits_whose(const struct code *c, const struct level *around)
 {
-	return c->place == PLACE_RUNS || (c->place == PLACE_HELPS && around->uncounted);
+	if (LIKELY(c->place == PLACE_OTHER))
+		return LOOKED_AT;
+	if (c->place == PLACE_RUNS)
+		return MACHINERYS;
+	if (around->whose != NOBODYS)
+		return around->whose;
+	if (c->place == PLACE_LIBRARY)
+		return LOOKED_AT;
+	return c->place == PLACE_SERVES ? MACHINERYS : NOBODYS;
+}
+
+/* Whether a level's own call, and those that it makes of C functions, are counted when short. */
+static inline bool limits_counts(const struct level *l)
+{
+	return l->whose == LOOKED_AT || !filters.uncounted.count;
 }
 
 /* Store that a call begins. */
@@ -54,9 +68,9 @@ static inline void limits_enter(struct thread *t, struct begun *b, enum pst_word
 	b->last = t->last;
 	b->at = t->batch->count;
 	b->id = id;
-	b->uncounted = t->top->uncounted;
+	b->counts = limits_counts(t->top);
 	b->start = put_now(t, kind, id);
-	if (limits.min_ticks && !b->uncounted)
+	if (limits.min_ticks && b->counts)
 		go_inside(t, id);
 }
 
@@ -65,13 +79,14 @@ static inline void limits_leave(struct thread *t, const struct begun *b, enum ps
 {
 	/* Reading the clock costs. */
 	uint64_t now = limits.min_ticks ? ticks_now() : b->start;
-	bool outermost = limits.min_ticks && !b->uncounted && go_outside(t, b->id);
+	bool outermost = limits.min_ticks && b->counts && go_outside(t, b->id);
 
 	if (now - b->start >= limits.min_ticks || b->id >= PST_COUNTED) {
 		put_now(t, PST_LEAVE, how);
 		return;
 	}
-	count_call(t, b->id, b->uncounted);
+	if (b->counts)
+		count_call(t, b->id);
 	if (outermost && !t->foreign)
 		rec.counts[b->id].ticks += now - b->start;
 	if (t->batch->sequence == b->sequence && t->batch->count == b->at + 1) {

@@ -42,7 +42,8 @@ void monitor_enter_function(const PyThreadState *ts, PyObject *callable)
 	if (!c || c->mode == CODE_SKIPPED)
 		return;
 	if (c->mode == CODE_COUNTED || caller->mode == CODE_COUNTED) {
-		count_call(t, c->id, t->top->uncounted);
+		if (limits_counts(t->top))
+			count_call(t, c->id);
 		return;
 	}
 	c->calls++;

@@ -76,9 +76,9 @@ static void enter_init(struct thread *t, struct code *c, Frame *f)
 	l->monitored = true;
 	l->entered = false;
 	l->depth = limits_around(&l[-1]);
-	l->uncounted = limits_uncounted(c, &l[-1]);
-	if (c->mode == CODE_COUNTED)
-		count_call(t, c->id, l->uncounted);
+	l->whose = limits_whose(c, &l[-1]);
+	if (c->mode == CODE_COUNTED && limits_counts(l))
+		count_call(t, c->id);
 	if (c->mode != CODE_RECORDED) {
 		limits.passed += limits.pass_ticks;
 		limits_spend(t, limits.pass_ticks);
@@ -91,7 +91,7 @@ static void enter_init(struct thread *t, struct code *c, Frame *f)
 	l->entered = true;
 	l->start = put_now(t, PST_ENTER, c->id);
 	limits_spend(t, limits.call_ticks);
-	if (limits.min_ticks && !l->uncounted)
+	if (limits.min_ticks && limits_counts(l))
 		go_inside(t, c->id);
 }
 
@@ -100,11 +100,12 @@ static void leave_init(struct thread *t, uint32_t id, enum pst_leave how)
 	limits_leave_c_call(t);
 	if (t->top->entered) {
 		uint64_t ticks = ticks_now() - t->top->start;
-		bool uncounted = t->top->uncounted;
-		bool outermost = limits.min_ticks && !uncounted && go_outside(t, id);
+		bool counts = limits_counts(t->top);
+		bool outermost = limits.min_ticks && counts && go_outside(t, id);
 
 		if (ticks < limits.min_ticks && id < PST_COUNTED) {
-			count_call(t, id, uncounted);
+			if (counts)
+				count_call(t, id);
 			if (outermost && !t->foreign)
 				rec.counts[id].ticks += ticks;
 			how |= PST_SHORT;

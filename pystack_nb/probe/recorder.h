@@ -39,14 +39,21 @@ struct begun {
 	uint64_t sequence;    /* of the batch that has its beginning */
 	uint32_t at;          /* which word of it */
 	uint32_t id;
-	bool uncounted;
+	bool counts; /* when it is short */
+};
+
+/* Who makes a call, for the code that is looked at. */
+enum whose {
+	NOBODYS,   /* not known, or what carries that code */
+	LOOKED_AT, /* that code's, or called by it */
+	MACHINERYS /* of what runs that code */
 };
 
 /* An evaluation that is on a thread's stack, recorded or not. */
 struct level {
 	Frame *frame;
 	uint32_t depth;  /* recorded calls around, itself included; with limits alone */
-	bool uncounted;  /* short calls, this one too, are of what runs the code; with limits */
+	uint8_t whose;   /* enum whose; with limits alone */
 	bool c_calls;    /* it has called a C function, which has not returned */
 	bool monitored;  /* its end comes from sys.monitoring, not from the evaluator */
 	bool entered;    /* monitored: its beginning is in the recording */
@@ -192,10 +199,10 @@ static inline uint64_t put_now(struct thread *t, enum pst_word kind, uint32_t op
 	return now;
 }
 
-/* A call that leaves no event; `uncounted`: it is of what runs the code. */
-static inline void count_call(const struct thread *t, uint32_t id, bool uncounted)
+/* A call that leaves no event. */
+static inline void count_call(const struct thread *t, uint32_t id)
 {
-	if (id < PST_COUNTED && !uncounted && !t->foreign)
+	if (id < PST_COUNTED && !t->foreign)
 		rec.counts[id].calls++;
 }
 

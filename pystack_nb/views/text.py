@@ -167,6 +167,7 @@ def top_functions(recording: Recording) -> list[Top]:
     unknown = pd.Series(data=False, index=table.index)
     if not times_are_sampled(recording):
         unknown = (table["counted"] == table["ncalls"]).fillna(value=False) & (table["ncalls"] > 0)
+        unknown &= table["self_ns"] == 0  # what went on on another stack may have some
     return [
         Top(
             kinds.get((function, filename), "python"),
@@ -181,7 +182,10 @@ def top_functions(recording: Recording) -> list[Top]:
             MARK if (function, filename, line) in marked else "",
         )
         for function, filename, line, ncalls, own, total, hidden in zip(
-            *(table[x].tolist() for x in columns), unknown.tolist(), strict=True
+            *([x or "[unknown]" for x in tables.texts(table[name])] for name in columns[:2]),
+            *(table[name].tolist() for name in columns[2:]),
+            unknown.tolist(),
+            strict=True,
         )
     ]
 

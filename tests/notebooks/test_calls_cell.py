@@ -44,6 +44,17 @@ def test_short_calls_that_show_or_print_a_value_are_not_counted(kernel, mode, ce
     assert found["sq"] == cell.count("sq")
 
 
+def test_short_calls_of_what_jupyter_is_made_of_are_counted_where_the_cell_makes_them(kernel):
+    cell = (
+        "import selectors, zmq.utils.jsonapi\n"
+        "def both():\n    selector.get_map(); zmq.utils.jsonapi.dumps([])\n"
+        "with selectors.SelectSelector() as selector:\n    for _ in range(50): both()"
+    )
+    found = functions(kernel, "--mode calls --min-us 100000", cell)
+    wanted = ("both", "_BaseSelectorImpl.get_map", "dumps", "JSONEncoder.encode")
+    assert {x: found.get(x) for x in wanted} == dict.fromkeys(wanted, 50)
+
+
 @pytest.mark.parametrize("events", [50, 120, 190])
 def test_the_bound_on_events_counts_from_the_cell_s_code_on(kernel, events):
     found = functions(kernel, f"--mode calls --max-events {events}", LEAF)

@@ -79,6 +79,45 @@ def test_a_getitem_that_the_collector_of_garbage_was_told_to_leave_alone_is_seen
     assert probed.ncalls()["Item.__getitem__"] == 1000
 
 
+def test_a_function_that_is_left_alone_so_and_becomes_a_getitem_later_is_seen(probed):
+    probed.run(
+        f"import gc\n{CLASSES}\ndef use(times):\n    for _ in range(times): own(0, 0)\nuse(100)\n"
+        "gc.freeze()\nrecord(leaf)\nItem.__getitem__ = own\n"
+        "keep(record(lambda: get(before[0])))\n"
+    )
+    assert probed.ncalls()["own"] == 1000
+
+
+def test_whoever_keeps_the_probe_from_looking_is_told(probed):
+    probed.run(
+        """
+import gc
+def hook(event, arguments):
+    if event == "gc.get_objects" and refuses: raise PermissionError("no!")
+refuses = True
+sys.addaudithook(hook)
+if sys.version_info < (3, 11, 4):
+    try:
+        record(leaf)
+    except ProfilerStateError as error:
+        assert "an audit hook refuses it" in str(error), error
+    else:
+        raise AssertionError
+    refuses, objects = False, gc.get_objects
+    gc.get_objects = tuple
+    try:
+        record(leaf)
+    except ProfilerStateError as error:
+        assert "no list" in str(error), error
+    else:
+        raise AssertionError
+    gc.get_objects = objects
+keep(record(leaf))
+"""
+    )
+    assert probed.ncalls()["leaf"] == 1
+
+
 def test_a_debugger_does_not_keep_a_getitem_from_being_seen(probed):
     probed.run(
         f"""{CLASSES}

@@ -251,7 +251,14 @@ made("/run/runs.py", "def runs(f): return help(f)\\n"
      "def steps():\\n    help(int)\\n    yield\\n    help(int)\\n"
      "def fails(): help(int); 1 / 0")
 made("/user.py", "def mine(): leaf(); help(leaf)")
-places = {"uncounted": ("/run/*",), "library": ("/lib/*",)}
+made("/serve/serves.py", "def serves(f): return help(f)")
+made("/carry/carries.py", "def carries(f): return f()")
+places = {
+    "uncounted": ("/run/*",),
+    "serving": ("/serve/*",),
+    "library": ("/lib/*",),
+    "outside": ("/run/*", "/serve/*", "/carry/*"),
+}
 """
 
 
@@ -275,6 +282,30 @@ def test_short_calls_of_what_runs_the_code_are_not_counted_but_those_of_the_code
         "other": 300,
     }
     assert not {"runs", "Made.__init__", "steps", "fails"} & found.keys()
+
+
+@pytest.mark.parametrize(
+    ("program", "counted"),
+    [
+        ("lambda: serves(int)", {}),
+        ("lambda: carries(serves_alone)", {}),
+        ("lambda: runs(serves_alone)", {}),
+        ("lambda: serves(mine)", {"mine": 1, "leaf": 2, "help": 1, "leaf2": 1}),
+        ("lambda: users()", {"users": 1, "serves": 1, "carries": 1, "help": 1, "leaf2": 1}),
+    ],
+    ids=["alone", "carried", "run", "around the code", "called by the code"],
+)
+def test_short_calls_of_what_serves_are_counted_where_the_code_calls_it(probed, program, counted):
+    probed.run(
+        f"{RUNS}\n"
+        "made('/serve/more.py', 'def serves_alone(): serves(int)')\n"
+        "made('/user.py', 'def users(): carries(int); serves(int)')\n"
+        f"made('/carry/program.py', 'program = {program}')\n"
+        "keep(record(program, min_us=1e6, **places))\n"
+    )
+    found = probed.ncalls()
+    found.pop("Recording.stop")  # the program's own
+    assert found == counted
 
 
 def test_c_functions_that_what_runs_the_code_calls_are_not_counted_when_short(probed):

@@ -15,6 +15,19 @@ def test_a_new_column_of_an_empty_table_is_in_no_other_empty_table():
     assert list(tables.empty(tables.EVENTS)) == list(tables.EVENTS)
 
 
+def test_a_name_given_to_the_rows_or_the_columns_of_a_table_is_no_other_table_s():
+    table = tables.empty(tables.EVENTS)
+    table.index.name, table.columns.name = "mine", "mine"
+    other = tables.empty(tables.EVENTS)
+    assert (other.index.name, other.columns.name) == (None, None)
+
+
+def test_a_name_given_to_categories_is_no_other_column_s():
+    codes = np.array([0])
+    tables.categorical(codes, ["a"]).categories.name = "mine"
+    assert tables.categorical(codes, ["a"]).categories.name is None
+
+
 @pytest.mark.parametrize("columns", [tables.SAMPLES, tables.EVENTS, tables.CALLS])
 def test_a_table_without_rows_gets_the_dtypes_of_its_columns(columns):
     table = tables.conform(pd.DataFrame({x: [] for x in columns}), columns, [], "any")

@@ -273,12 +273,6 @@ def test_of_what_was_demoted_and_counted_only_the_cell_s_is_told():
     ]
 
 
-def test_counts_of_the_machinery_s_functions_are_dropped():
-    files = [CELL, "/site/IPython/core/any.py", "/lib/asyncio/a.py"]
-    result = trimmed({MAIN: [call(MODULE, 130, 200)]}, counted=files)
-    assert result.counts["filename"].tolist() == [CELL, "/lib/asyncio/a.py"]
-
-
 def test_a_recording_without_calls_stays_without():
     result = trimmed({})
     assert len(result.calls) == 0

@@ -348,3 +348,25 @@ def test_many_calls_are_drawn_in_numpy_alone(monkeypatch):
         (PID, 0, "main", 0, count * 1000, 1),
         (PID, 1, "leaf", 0, count * 1000 - 100, count),
     ]
+
+
+def test_the_own_time_of_what_went_on_on_another_stack_is_shown():
+    went_on = make_calls({PID: [call("leaf", 0, 90)]}, START_NS, 1).assign(
+        kind="continued", filename=LEAF["filename"], line_number=LEAF["line_number"]
+    )
+    whole = recording_of({PID: [call("main", 0, 90)]}, mode="calls", counted=9)
+    recording = Recording(whole.samples, whole.frames, None, whole.info, went_on, whole.counts)
+    (leaf,) = top_functions(recording)
+    assert (leaf.function, leaf.self_ns, leaf.ncalls) == ("leaf", 90, 9)
+
+
+def test_a_function_whose_file_is_not_known_is_shown_without():
+    recording = recording_of({PID: [call("main", 0, 90)]}, mode="calls")
+    nameless = Recording(
+        recording.samples,
+        recording.frames,
+        None,
+        recording.info,
+        recording.calls.assign(filename=pd.Series([None], dtype="str")),
+    )
+    assert all("[unknown]" in view for view in mimebundle(nameless).values())
