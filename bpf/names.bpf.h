@@ -205,13 +205,19 @@ static __always_inline void find_code_id(struct pst_config *cfg, struct scratch 
 			return;
 		}
 	}
-	s->code_id = *known & LARGEST_ID;
-	/* Not before it is named: should that fail, it is tried again when the code is met again.
-	 */
-	if (*known & NAMED) {
-		recent->key = *key;
-		recent->id = s->code_id;
-	}
+	s->code_id = *known;
+}
+
+/*
+ * What this CPU has named need not be looked up by it.  Not before: should the naming fail, it is
+ * tried again when the code is met again.
+ */
+static __always_inline void remember_code(struct scratch *s, const struct pending_code *p)
+{
+	struct recent_code *recent = &s->recent_codes[p->key.digest & (RECENT_CODES - 1)];
+
+	recent->key = p->key;
+	recent->id = p->code_id;
 }
 
 /* Find where the current part lies and how long it is; at the first, tell of the code. */

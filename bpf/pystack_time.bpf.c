@@ -232,7 +232,9 @@ PST_PROGRAM(pystack_walk)
 		s->next_frame = leave_innermost(s, &cfg->layout);
 	}
 	if (walk(cfg, s)) {
-		tail_call(ctx, CALL_WALK);
+		/* Frames that have no code may lead to each other for ever. */
+		if (++s->walks < MAX_WALKS)
+			tail_call(ctx, CALL_WALK);
 		s->sample.header.flags |= PST_UNREADABLE;
 	}
 	if (s->sample.frame_count) {
@@ -307,7 +309,6 @@ PST_PROGRAM(pystack_name)
 	struct scratch *s = scratches_get();
 	struct naming *work;
 	struct pending_code *p;
-	u32 *known;
 
 	if (!cfg || !s)
 		return 0;
@@ -323,11 +324,10 @@ PST_PROGRAM(pystack_name)
 			s->sample.header.flags |= PST_UNNAMED;
 			work->part = PST_PARTS;
 			work->begun = 0;
+		} else if (work->part >= PST_PARTS) {
+			remember_code(s, p);
 		}
 		if (work->part >= PST_PARTS) {
-			known = codes_find(&p->key);
-			if (known && *known == p->code_id)
-				*known |= NAMED;
 			work->part = 0;
 			work->at++;
 		}

@@ -20,12 +20,12 @@ enum {
 	FRAME_BYTES = 80,  /* of a frame, in every layout */
 	WINDOW_SIZE = 1024,
 	WALK_FRAMES = 64,
+	MAX_WALKS = 2 * PST_MAX_FRAMES / WALK_FRAMES + 1, /* half of the frames may have no code */
 	IDENTIFY_FRAMES = 12,
 	NAME_STEPS = 32,
 	RECENT_CODES = 128,
 	RECENT_STACKS = 256,
 	LARGEST_ID = 0x7fffffff,
-	NAMED = 1u << 31,        /* in the map `codes`, beside the id: its strings have been sent */
 	LARGEST_FRAME = 1 << 20, /* of a native function; what is further away is no frame */
 	SUID_DUMP_USER = 1,
 	DUMPABLE_MASK = 3,
@@ -106,6 +106,7 @@ struct scratch {
 	struct pst_sample sample;
 	u64 codes[PST_MAX_FRAMES];
 	u32 walk_again; /* without the innermost evaluation */
+	u32 walks;      /* steps of the walk so far */
 	u32 identified;
 	u32 code_id; /* of the frame before */
 	struct code_key key;

@@ -70,6 +70,7 @@ static __always_inline int begin_walk(struct pst_config *cfg, struct scratch *s)
 	}
 	s->window_at = 0;
 	s->window_last = 0;
+	s->walks = 0;
 	e->innermost = at->cframe != 0;
 	if (at->cframe) {
 		read_cframe(at, field64(s->state, at->cframe), &s->next_frame, &e->around);

@@ -70,11 +70,16 @@ def load_functions(bpf: Any, names: Sequence[bytes], kind: int) -> dict[bytes, A
             errors.append(str(error))
 
     with _standard_error() as printed:
-        threads = [threading.Thread(target=load, args=(x,), daemon=True) for x in names]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        threads = []
+        try:
+            for name in names:
+                threads.append(threading.Thread(target=load, args=(name,), daemon=True))
+                threads[-1].start()
+        finally:
+            # Whatever was raised: what they work on must not go before they have ended.
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
     if not errors:
         return functions
     text = printed.text()
