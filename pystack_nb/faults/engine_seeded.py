@@ -40,12 +40,15 @@ class Seeded:
         The campaign's.
     seed, bit : numpy.ndarray of int64
         Of each trial; the bit is -1 where the error model chooses.
+    elements : numpy.ndarray of int64
+        How many the tensor of each trial was planned to have; -1 where nobody knows.
     """
 
     error: ErrorModel
     pattern: Pattern
     seed: Ints
     bit: Ints
+    elements: Ints
 
     def __post_init__(self) -> None:
         self._checked = False
@@ -61,15 +64,14 @@ class Seeded:
         """
         error = of_bit(self.error, int(self.bit[trial]))
         region = Region.of(tuple(tensor.shape), weight=weight)
+        # Of a pattern without a place nothing else tells that this is another tensor.
+        if self.elements[trial] not in (-1, region.size):
+            raise self._elsewhere(tensor)
         stream = streams(int(self.seed[trial]), 1)[0]
         positions, drawn = self.pattern.draw(stream, region, error, tensor.dtype)
         planned = trials.element[trial]
         if planned >= 0 and planned not in positions[:1]:
-            raise FaultError(
-                f"{self.pattern} does not strike a tensor of shape {tuple(tensor.shape)} where it"
-                " was planned to: take sites from faults.sites(model, *inputs), with inputs of"
-                " one sample"
-            )
+            raise self._elsewhere(tensor)
         if not self._checked and len(positions):
             _check_repeats(error, tensor, positions, drawn)
             self._checked = True
@@ -78,6 +80,13 @@ class Seeded:
         error.apply(tensor, positions, drawn)
         trials.after[trial] = _first(tensor, positions)
         trials.unchanged[trial] = (old == bits.read(tensor, positions)).all()
+
+    def _elsewhere(self, tensor: torch.Tensor) -> FaultError:
+        return FaultError(
+            f"{self.pattern} does not strike a tensor of shape {tuple(tensor.shape)} where it"
+            " was planned to: take sites from faults.sites(model, *inputs), with inputs of"
+            " one sample"
+        )
 
 
 class SeededWeight:
