@@ -375,7 +375,13 @@ class Campaign(Analysis):
         names = ("model", "inputs", "labels", "metric", "batch_size", "weight_samples")
         arguments = {x: getattr(self, x) for x in names}
         if (pattern := self._strata[0].pattern) is not None:
-            arguments |= {"error_model": self.error_model, "pattern": pattern}
+            named = zip(*(self.sites[x] for x in ("layer", "call", "role")), strict=True)
+            elements = dict(zip(named, self.sites["elements"].tolist(), strict=True))
+            arguments |= {
+                "error_model": self.error_model,
+                "pattern": pattern,
+                "elements": elements,
+            }
         return arguments
 
     def _own(self) -> Any:

@@ -45,7 +45,7 @@ from pystack_nb.faults.state import repeatable, untouched
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import pandas as pd
 
@@ -112,6 +112,9 @@ class Engine:
         What faults do whose rows have a ``seed``.
     pattern : Pattern, optional
         Which elements they strike.
+    elements : mapping of (str, int, str) to int, optional
+        How many the tensor of a layer, call and role was planned to have, for one sample; a
+        seeded fault in one that has another number is refused.
 
     Raises
     ------
@@ -131,12 +134,14 @@ class Engine:
         *,
         error_model: ErrorModel | None = None,
         pattern: Pattern | None = None,
+        elements: Mapping[tuple[str, int, str], int] | None = None,
     ) -> None:
         self.model = model
         self.data = data
         self.metric = as_metric(Top1() if metric is None else metric)
         self.weight_samples = weight_samples
         self.error_model, self.pattern = error_model, pattern
+        self.elements = {} if elements is None else elements
         self._given_batch = batch_size
         self._largest_batch = _LARGEST_BATCH if batch_size is None else batch_size
         self._state: list[Any] = []

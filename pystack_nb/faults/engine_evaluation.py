@@ -64,7 +64,7 @@ class Evaluation:
             np.where(self._shared[self._fault], within, samples[self._fault]),
             (columns["and_mask"], columns["or_mask"], columns["xor_mask"]),
             value[self._fault],
-            self._seeds(),
+            self._seeds(sites),
         )
         # Weights are looked at, once, before any fault strikes.
         self._targets: list[Any] = [
@@ -245,7 +245,7 @@ class Evaluation:
             end = min(at + together, len(samples))
             yield samples[at:end], trials[bounds[at] : bounds[end]]
 
-    def _seeds(self) -> Seeded | None:
+    def _seeds(self, sites: list[tuple[str, int, str, str]]) -> Seeded | None:
         engine, faults = self._engine, self._faults
         if "seed" not in faults:
             return None
@@ -255,7 +255,9 @@ class Evaluation:
                 " were planned with"
             )
         seed, bit = (faults[x].to_numpy(np.int64)[self._fault] for x in ("seed", "bit"))
-        return Seeded(engine.error_model, engine.pattern, seed, bit)
+        counts = np.array([engine.elements.get(site[:3], -1) for site in sites], np.int64)
+        elements = counts[self._site[self._fault]]
+        return Seeded(engine.error_model, engine.pattern, seed, bit, elements)
 
     def _weight(self, site: tuple[str, int, str, str], number: int) -> Weight | SeededWeight:
         layer = find(self._engine.model, self._engine.layers, site[0])

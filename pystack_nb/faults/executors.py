@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -102,8 +102,9 @@ def evaluate(
     Warns
     -----
     RuntimeWarning
-        A pool of processes broke, and its unfinished batches are run in a new one; or a fault
-        killed its process by itself, and is a ``DUE``.
+        A pool of processes broke, and its unfinished batches are run in a new one; Dask gave
+        batches up whose workers died more often than its ``allowed-failures``, and they are
+        run again; or a fault killed its process by itself, and is a ``DUE``.
     """
     if executor is None:
         engine = job.make() if own is None else own
@@ -114,15 +115,7 @@ def evaluate(
     # The same job has the same name, so that workers keep its engine.
     token = hashlib.sha256(payload).hexdigest()
     with _reachable(executor, payload) as (pool, where):
-        try:
-            yield from _each(batches, pool, (work, token, where))
-        except Exception as error:
-            if type(error).__name__ != "KilledWorker":
-                raise
-            raise CampaignError(
-                f"workers died again and again ({error}); give them more memory, or pass a"
-                " smaller batch_size, and run the campaign again: finished batches are kept"
-            ) from None
+        yield from _each(batches, pool, (work, token, where))
 
 
 def _each(
@@ -141,7 +134,7 @@ def _each(
                 break
             suspects += lost
             stalled = 0 if finished > before else stalled + 1
-            pool = pools.enter_context(_renewed(pool, len(lost), stalled))
+            pool = _renewed(pool, len(lost), stalled, pools)
     if suspects:
         yield from _one_by_one(suspects, pool, task, finished=finished > 0)
 
@@ -149,42 +142,32 @@ def _each(
 def _one_by_one(
     suspects: list[pd.DataFrame], pool: Executor, task: tuple[Any, ...], *, finished: bool
 ) -> Iterator[pd.DataFrame]:
-    """Run batches among which some fault may kill its process, each alone in a pool of one.
+    """Run batches among which some fault may kill its process, each alone.
 
     What kills is halved, until it is a single fault that does so twice: it is a `DUE`.
     """
-    evaluate, token, where = task
     held: list[pd.DataFrame] = []  # believed when something else can be finished
     left = suspects[::-1]
-    alone = _alike(pool, 1)
-    tries = 0
-    try:
+    deaths = 0
+    with _Alone(pool, task) as alone:
         while left:
             batch = left.pop()
-            try:
-                # Where this breaks, no fault is to blame.
-                alone.submit(ready, token, where).result()
-            except BrokenExecutor:
-                raise _died(pool, again=True) from None
-            try:
-                result = alone.submit(evaluate, token, where, batch).result()
-            except BrokenExecutor:
-                alone.shutdown()
-                alone = _alike(pool, 1)
-            else:
+            result = alone.run(batch)
+            if not isinstance(result, int):
                 yield from map(_crashed, held)
-                held, finished, tries = [], True, 0
+                held, finished, deaths = [], True, 0
                 yield result
                 continue
             if len(batch) > 1:
                 middle = len(batch) // 2
                 halves = batch.iloc[middle:], batch.iloc[:middle]
                 left += [x.reset_index(drop=True) for x in halves]
-            elif tries < _TRIES - 1:
-                tries += 1
+                continue
+            deaths += result
+            if deaths < _TRIES:
                 left.append(batch)
             else:
-                tries = 0
+                deaths = 0
                 held.append(batch)
             if finished:
                 yield from map(_crashed, held)
@@ -193,8 +176,45 @@ def _one_by_one(
                 raise _died(pool, again=True)
         # All that was there were crashes, and fewer than what makes one doubt.
         yield from map(_crashed, held)
-    finally:
-        alone.shutdown()
+
+
+class _Alone:
+    """Runs a batch at a time: in a pool of one process, or on Dask's workers, which come again."""
+
+    def __init__(self, pool: Executor, task: tuple[Any, ...]) -> None:
+        self._pool, self._task = pool, task
+        self._own: Executor | None = None
+
+    def __enter__(self) -> Self:
+        self._own = None if _is_dask(self._pool) else _alike(self._pool, 1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._own is not None:
+            self._own.shutdown()
+
+    def run(self, batch: pd.DataFrame) -> pd.DataFrame | int:
+        """Give the results of a batch, or how many processes died of it."""
+        evaluate, token, where = self._task
+        pool = self._pool if self._own is None else self._own
+        try:
+            # Where this breaks, no fault is to blame.
+            pool.submit(ready, token, where).result()
+        except Exception as error:
+            if _deaths(error):
+                raise _died(self._pool, again=True) from None
+            raise
+        try:
+            result: pd.DataFrame = pool.submit(evaluate, token, where, batch).result()
+        except Exception as error:
+            deaths = _deaths(error)
+            if not deaths:
+                raise
+        else:
+            return result
+        self.__exit__()
+        self.__enter__()
+        return deaths
 
 
 def _crashed(fault: pd.DataFrame) -> pd.DataFrame:
@@ -218,17 +238,25 @@ def _until_broken(
 ) -> Iterator[pd.DataFrame]:
     pending: dict[Future[pd.DataFrame], pd.DataFrame] = {}
     batch: pd.DataFrame | None = None
+    killed = 0
     try:
-        while True:
+        while killed < _HOPELESS:
             for batch in islice(batches, _WINDOW - len(pending)):
                 pending[pool.submit(*task, batch)] = batch
             batch = None
             if not pending:
                 return
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                if _given_up(pool, future):
+                    # Dask goes on with all others.
+                    lost.append(pending.pop(future))
+                    killed += 1
+                    continue
                 result = future.result()
                 del pending[future]
+                killed = 0
                 yield result
+        lost += pending.values()
     except BrokenExecutor:
         # The pool fails all that it has not finished.
         wait(pending)
@@ -284,8 +312,35 @@ def evaluated(engine: Any, batch: pd.DataFrame) -> pd.DataFrame:
     return results
 
 
-def _renewed(pool: Executor, lost: int, stalled: int) -> Executor:
-    """Make a pool like one that broke."""
+def _is_dask(pool: Executor) -> bool:
+    return type(pool).__name__ == "ClientExecutor"
+
+
+def _given_up(pool: Executor, future: Future[pd.DataFrame]) -> bool:
+    """Tell whether Dask, and not the pool with all that is in it, has given a batch up."""
+    error = future.exception() if _is_dask(pool) else None
+    return error is not None and _deaths(error) > 0
+
+
+def _deaths(error: BaseException) -> int:
+    """Tell how many processes died of what ended in this error."""
+    if isinstance(error, BrokenExecutor):
+        return 1
+    if type(error).__name__ == "KilledWorker":  # of Dask, which tries some times by itself
+        return 1 + int(error.args[2])
+    return 0
+
+
+def _renewed(pool: Executor, lost: int, stalled: int, pools: ExitStack) -> Executor:
+    """Make a pool like one that broke, or give that of Dask, which has new workers."""
+    if _is_dask(pool) and stalled < _STALLED:
+        warnings.warn(
+            f"workers of Dask died again and again: {lost} unfinished batches are run at the end,"
+            " one by one",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return pool
     if type(pool) is not ProcessPoolExecutor or stalled >= _STALLED:
         raise _died(pool, again=stalled > 0)
     workers = vars(pool)["_max_workers"]
@@ -295,7 +350,7 @@ def _renewed(pool: Executor, lost: int, stalled: int) -> Executor:
         RuntimeWarning,
         stacklevel=2,
     )
-    return _alike(pool, workers)
+    return pools.enter_context(_alike(pool, workers))
 
 
 def _alike(pool: Executor, workers: int) -> Executor:
@@ -310,6 +365,11 @@ def _alike(pool: Executor, workers: int) -> Executor:
 
 
 def _died(pool: Executor, *, again: bool) -> CampaignError:
+    if _is_dask(pool):
+        return CampaignError(
+            "workers of Dask died again and again; give them more memory, or pass a smaller"
+            " batch_size, and run the campaign again: finished batches are kept"
+        )
     return CampaignError(
         f"a worker of the {type(pool).__name__} died, and the pool with it"
         f"{', again and again' if again else ''}; give workers more memory, or pass a"

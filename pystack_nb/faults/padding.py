@@ -33,7 +33,8 @@ _changing = threading.Lock()
 def padded(model: nn.Module) -> Iterator[None]:
     """Keep all encoders of a model from making nested tensors.
 
-    Any number of these may be open for a model, in any threads, and end in any order.
+    Any number of these may be open for a model, in any threads, and end in any order.  A copy
+    that is made meanwhile, or a pickled one, packs as the model does by itself.
     """
     with ExitStack() as undo:
         for module in model.modules():
@@ -62,6 +63,19 @@ class _Running(threading.local):
         self.padding: list[torch.Tensor | None] = []
 
 
+class _Off:
+    """A switch that is off, and whose copies are what it was before."""
+
+    def __init__(self, before: bool) -> None:
+        self._before = before
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __reduce__(self) -> tuple[type[bool], tuple[bool]]:
+        return bool, (self._before,)
+
+
 class _Encoder:
     """One encoder, and what is to be done when nobody looks at it any more."""
 
@@ -71,7 +85,7 @@ class _Encoder:
         # The padding of the forwards that run in a thread; None where nothing would be packed.
         self._running = _Running()
         self.undo.callback(setattr, module, "use_nested_tensor", module.use_nested_tensor)
-        module.use_nested_tensor = False
+        module.use_nested_tensor = _Off(module.use_nested_tensor)  # type: ignore[assignment]
         begin, end = Hook(self._begin), Hook(self._end)
         handle = module.register_forward_pre_hook(begin, with_kwargs=True)
         self.undo.callback(handle.remove)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 EVENTS = {"sdc": ("SDC", "#b2182b"), "due": ("DUE", "#2166ac")}
 _APART = 0.17  # the two outcomes of a row, from its middle
 _FONT = 8.0
+_ABOVE_FIELDS = 1.06  # of the axes' height
+_NONE_SEEN = "none seen: upper bound"
 
 
 class CampaignFigure(Figure):
@@ -50,8 +52,8 @@ def plot_layers(summary: pd.DataFrame, confidence: float, *, ax: Axes | None = N
     Returns
     -------
     matplotlib.figure.Figure
-        That of `ax`, or a new one.  Where no event was seen there is no dot, only the interval
-        up to its bound.
+        That of `ax`, or a new one.  Where no event was seen there is no dot: the interval ends
+        in a hollow arrowhead at its upper bound.
     """
     rows = np.arange(len(summary))
     if ax is None:
@@ -62,12 +64,13 @@ def plot_layers(summary: pd.DataFrame, confidence: float, *, ax: Axes | None = N
         ax.hlines(at, low, high, color=colour, linewidth=1.5, label=label)
         seen = summary[name].to_numpy() > 0
         ax.plot(rate[seen], at[seen], "o", color=colour, markersize=4)
+        ax.plot(high[~seen], at[~seen], "<", **_hollow(colour))
     names = [f"{x} {y}" for x, y in zip(summary["layer"], summary["role"], strict=True)]
     ax.set_yticks(rows, names, fontsize=_FONT)
     ax.set_ylim(len(summary) - 0.5, -0.5)
     ax.set_xlim(left=0)
     ax.set_xlabel(f"rate in %, with {confidence:.0%} intervals")
-    return _finished(ax, "x")
+    return _finished(ax, "x", _unseen(summary), 1.0)
 
 
 def plot_bits(
@@ -108,6 +111,7 @@ def plot_bits(
         ax.vlines(at, low, high, color=colour, linewidth=1.5, label=label)
         seen = summary[name].to_numpy() > 0
         ax.plot(at[seen], rate[seen], "o", color=colour, markersize=4)
+        ax.plot(at[~seen], high[~seen], "v", **_hollow(colour))
     top = int(bit.max(initial=0))
     ax.set_xlim(top + 0.7, -0.7)
     ax.set_xticks(bit, [str(x) for x in bit], fontsize=_FONT - 1)
@@ -118,7 +122,7 @@ def plot_bits(
         ax.text(0.5, 0.5, empty, transform=ax.transAxes, ha="center", va="center")
     if len(dtypes) == 1 and len(summary):
         _name_fields(ax, dtypes[0], top)
-    return _finished(ax, "y")
+    return _finished(ax, "y", _unseen(summary), _ABOVE_FIELDS)
 
 
 def _name_fields(ax: Axes, dtype: str, top: int) -> None:
@@ -142,12 +146,31 @@ def _axes(width: float, height: float) -> Axes:
     return CampaignFigure(figsize=(width, height), layout="constrained").subplots()
 
 
-def _finished(ax: Axes, along: str) -> Figure:
+def _hollow(colour: str) -> dict[str, Any]:
+    return {"color": colour, "markerfacecolor": "white", "markersize": 4}
+
+
+def _unseen(summary: pd.DataFrame) -> bool:
+    """Tell whether a row has but an upper bound."""
+    return any(bool((summary[name] == 0).any()) for name in EVENTS)
+
+
+def _finished(ax: Axes, along: str, unseen: bool, above: float) -> Figure:
+    """Finish a figure, with its legend above all that is drawn."""
     ax.grid(axis="x" if along == "x" else "y", color="0.9", linewidth=0.5)
     ax.set_axisbelow(True)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
-    ax.legend(fontsize=_FONT, frameon=False)
+    if unseen:
+        ax.plot([], [], "<" if along == "x" else "v", label=_NONE_SEEN, **_hollow("0.4"))
+    ax.legend(
+        loc="lower right",
+        bbox_to_anchor=(1.0, above),
+        borderaxespad=0.2,
+        ncols=3,
+        fontsize=_FONT,
+        frameon=False,
+    )
     figure = ax.get_figure(root=True)
     if not isinstance(figure, Figure):
         raise OptionError("these axes are in no figure; pass axes of a matplotlib Figure")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from pystack_nb.faults.statistics import wilson
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pystack_nb.faults.metrics import Metric
     from pystack_nb.faults.patterns import Positions, Region
@@ -95,6 +95,10 @@ def compare(
     CampaignError
         If there is no fault, a column is missing, or the metric needs labels that the data
         hasn't got.
+    FaultError
+        If a protection, which is named, can't be put into the model or run.
+    FaultDetectedError
+        If one, which is named, finds a fault while it is timed, where there is none.
 
     Notes
     -----
@@ -117,7 +121,7 @@ def compare(
             " without a pattern, and with a model of bits or of written values"
         )
     faults = pd.DataFrame({"value": np.nan, "bit": -1}, faults.index).assign(**faults)
-    variants: dict[str, Sequence[Defence]] = {"none": ()}
+    variants: dict[str, Sequence[Defence] | None] = {"none": None}
     variants |= {n: (d,) if isinstance(d, Defence) else tuple(d) for n, d in protections.items()}
     trials = _Trials(model, inputs, labels, judge)
     samples = sorted(set(faults["sample"]))
@@ -125,8 +129,7 @@ def compare(
     times = _times(model, inputs.each(lambda x: x[:batch_size]), variants, repeats)
     rows = []
     for name, defences in variants.items():
-        with ExitStack() as stack:
-            guards = stack.enter_context(protect(model, *defences)) if defences else Protection([])
+        with _protected(model, name, defences) as guards:
             alarms = sum(trials.alarmed(sample, guards) for sample in samples)
             results = [trials.inject(fault, guards) for fault in faults.itertuples()]
         outcomes = pd.Series([outcome for outcome, _ in results])
@@ -232,10 +235,25 @@ class _At(Pattern):
         return np.array([self.element], np.int64)
 
 
+@contextmanager
+def _protected(
+    model: torch.nn.Module, name: str, defences: Sequence[Defence] | None
+) -> Iterator[Protection]:
+    """Protect a model, or leave it as it is (None); an error tells which protection it is of."""
+    if defences is None:
+        yield Protection([])
+        return
+    try:
+        with protect(model, *defences) as guards:
+            yield guards
+    except (FaultError, FaultDetectedError) as error:
+        raise type(error)(f"protection {name!r}: {error}") from error
+
+
 def _times(
     model: torch.nn.Module,
     inputs: Inputs,
-    variants: Mapping[str, Sequence[Defence]],
+    variants: Mapping[str, Sequence[Defence] | None],
     repeats: int,
 ) -> dict[str, float]:
     # In turns, so that whatever else the machine does meets each of them.
@@ -245,9 +263,7 @@ def _times(
     )
     for _ in range(repeats):
         for name, defences in variants.items():
-            with ExitStack() as stack, torch.no_grad():
-                if defences:
-                    stack.enter_context(protect(model, *defences))
+            with _protected(model, name, defences), torch.no_grad():
                 for _ in range(3):  # the last one finds caches warm
                     given = inputs.each(torch.clone)  # the model may overwrite them
                     wait()

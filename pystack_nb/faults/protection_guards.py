@@ -6,7 +6,7 @@ import threading
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -89,7 +89,15 @@ class Guard(ABC):
 
 @dataclass(frozen=True)
 class Defence(ABC):
-    """A way to find or to bound faults; `protect` puts it into a model."""
+    """A way to find or to bound faults; `protect` puts it into a model.
+
+    Attributes
+    ----------
+    kinds : tuple of type
+        Of the modules that are guarded when no layers are named; the innermost ones if empty.
+    """
+
+    kinds: ClassVar[tuple[type[nn.Module], ...]] = ()
 
     @property
     def title(self) -> str:
@@ -110,15 +118,16 @@ class Defence(ABC):
             return [find(model, found, name) for name in named]
         usual = [layer for layer in found.values() if self.usual(layer.module)]
         if not usual:
+            kinds = ", ".join(kind.__name__ for kind in self.kinds) or "those that run no others"
             raise FaultError(
-                f"{self.title} finds no layer of its kind in this model: name some by"
-                " layers=[...], as in faults.sites(model, ...)"
+                f"{self.title} finds no layer of its kinds ({kinds}) in this model: name some by"
+                " layers=[...], as in faults.sites(model, ...), or take another protection"
             )
         return usual
 
     def usual(self, module: nn.Module) -> bool:
-        """Tell whether a module is guarded when no layers are named: an innermost one."""
-        return innermost(module)
+        """Tell whether a module is guarded when no layers are named."""
+        return isinstance(module, self.kinds) if self.kinds else innermost(module)
 
     @abstractmethod
     def guard(self, layer: Layer) -> Guard:

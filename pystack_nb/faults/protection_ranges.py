@@ -29,6 +29,7 @@ _ACTIVATIONS = (
     *(nn.SiLU, nn.Mish, nn.Softplus, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid),
     *(nn.Tanh, nn.Softsign, nn.LogSigmoid, nn.Tanhshrink, nn.Softshrink, nn.Hardshrink),
 )
+_SHOWN = 8  # layers that an error names
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,11 @@ class Ranger(Defence):
             for handle in handles:
                 handle.remove()
         if not bounds:
-            raise FaultError("none of these layers runs on this data: name others by layers=[...]")
+            names = ", ".join(repr(layer.name) for layer in guarded[:_SHOWN])
+            more = f" and {len(guarded) - _SHOWN} more" if len(guarded) > _SHOWN else ""
+            raise FaultError(
+                f"none of the layers {names}{more} runs on this data: name others by layers=[...]"
+            )
         wider = {
             name: (low - margin * abs(low), high + margin * abs(high))
             for name, (low, high) in bounds.items()
@@ -148,9 +153,7 @@ class Ranger(Defence):
 class _Profiled(Defence):
     layers: tuple[str, ...] | None
     title = "Ranger"
-
-    def usual(self, module: nn.Module) -> bool:
-        return isinstance(module, _ACTIVATIONS)
+    kinds = _ACTIVATIONS
 
     def guard(self, layer: Layer) -> Guard:
         raise NotImplementedError

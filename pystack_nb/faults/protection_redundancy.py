@@ -132,14 +132,12 @@ class Checksum(Defence):
     action: str = "raise"
     scale: float = 1.0
 
+    kinds = (nn.Linear, *_CONVOLUTIONS)
+
     def __post_init__(self) -> None:
         check_action(self, self.action)
         if not self.scale > 0:
             raise FaultError(f"a threshold can't be scaled by {self.scale}: give more than 0")
-
-    def usual(self, module: nn.Module) -> bool:
-        """Tell whether a module is a Linear or a convolution."""
-        return isinstance(module, (nn.Linear, *_CONVOLUTIONS))
 
     def guard(self, layer: Layer) -> Guard:
         """Take the checksums of a layer."""

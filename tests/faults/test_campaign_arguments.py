@@ -7,11 +7,13 @@ import torch
 
 from torch.utils.data import DataLoader
 
-from pystack_nb.errors import CampaignError
+from pystack_nb.errors import CampaignError, FaultError
 from pystack_nb.faults.campaign import Campaign
 from pystack_nb.faults.data import tensors
 from pystack_nb.faults.models import BitFlip, Noise
+from pystack_nb.faults.patterns import BitErrorRate, Channel, ElementErrorRate, Several
 from pystack_nb.faults.protection import NanDetector, Ranger, compare
+from pystack_nb.faults.sites import sites
 
 
 class Masked(torch.nn.Module):
@@ -116,3 +118,30 @@ def test_names_without_tensors_and_unequal_numbers_are_refused():
     for data in (({}, labels), (named | {"mask": torch.ones(3)}, labels), ({"x": "text"}, labels)):
         with pytest.raises(CampaignError, match="pass"):
             tensors(data)
+
+
+class Folds(torch.nn.Module):
+    """Folds time into the batch, so that nothing tells which of a layer's rows are a sample's."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 4)
+
+    def forward(self, x):
+        return self.linear(x.flatten(0, 1)).unflatten(0, (len(x), -1)).mean(1)
+
+
+@pytest.mark.parametrize(
+    "pattern", [Channel(), Several(2), Several(100), ElementErrorRate(0.1), BitErrorRate(0.01)]
+)
+def test_a_pattern_planned_for_another_number_of_samples_is_refused(pattern):
+    net, data = Folds().eval(), nets.samples(8, (5, 3))
+    options = {"pattern": pattern, "faults": 40}
+    for count in (8, 1):
+        table = sites(net, data[0][:count]).query("layer == 'linear' and role == 'output'")
+        assert table["elements"].tolist() == [count * 5 * 4]
+        if count == 8:
+            with pytest.raises(FaultError, match=r"was planned to: .* inputs of one sample"):
+                campaign(data, net, sites=table, **options).run(progress=False)
+        elif pattern != Several(100):
+            campaign(data, net, sites=table, **options).run(progress=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import threading
 
 import pytest
@@ -79,6 +81,28 @@ def test_contexts_end_in_any_order():
     assert not model.encoder.use_nested_tensor
     other.__exit__(None, None, None)
     assert model.encoder.use_nested_tensor
+
+
+@pytest.mark.parametrize("norm", [None, nn.LayerNorm(8)], ids=["bare", "normalised"])
+def test_a_copy_or_a_saved_model_packs_as_the_model_does_by_itself(norm):
+    model, x, mask = made(norm)
+    right, saved, packed = plain(model, x, mask), io.BytesIO(), []
+    with padded(model):
+        copied = copy.deepcopy(model)
+        torch.save(model, saved)
+        padding = plain(model, x, mask)
+    saved.seek(0)
+    for other in (copied, torch.load(saved, weights_only=False)):
+        assert other.encoder.use_nested_tensor is True
+        with padded(other):
+            assert torch.equal(plain(other, x, mask), padding)
+        hook = other.encoder.layers[0].register_forward_hook(
+            lambda _, args, __: packed.append(args[0].is_nested)
+        )
+        assert torch.equal(plain(other, x, mask), right)
+        hook.remove()
+        assert torch.equal(plain(copy.deepcopy(other), x, mask), right)
+    assert packed == [True, True]
 
 
 def test_threads_do_not_mix_their_padding():

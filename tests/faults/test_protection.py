@@ -293,6 +293,17 @@ def test_protections_nest():
     assert hooked(model) == 0
 
 
+class Idle(nn.Module):
+    """Has activations that it does not run."""
+
+    def __init__(self, inner, count):
+        super().__init__()
+        self.inner, self.idle = inner, nn.ModuleList(nn.ReLU() for _ in range(count))
+
+    def forward(self, x):
+        return self.inner(x)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -300,12 +311,26 @@ def test_protections_nest():
         (lambda model: faults.protect(model, "Ranger"), "nothing to protect by"),
         (lambda model: faults.protect(model, faults.NanDetector(layers=["6"])), "no layer '6'"),
         (lambda model: faults.protect(model, faults.Checksum(layers=["1"])), "is a ReLU"),
-        (lambda model: faults.protect(model[1], faults.Checksum()), r"layers=\[...\]"),
+        (
+            lambda model: faults.protect(model[1], faults.Checksum()),
+            r"^Checksum finds .*\(Linear, Conv1d, Conv2d, Conv3d\).*layers=\[...\]",
+        ),
         (lambda _: faults.Checksum(action="clamp"), "choose among raise, record, correct"),
         (lambda _: faults.NanDetector(action="correct"), "choose among raise, record"),
         (lambda _: faults.Checksum(scale=0), "more than 0"),
         (lambda _: faults.Ranger({"1": (1.0, 0.0)}), "swap them"),
-        (lambda model: faults.Ranger.profile(model[0], images()), r"^Ranger finds .*=\[...\]"),
+        (
+            lambda model: faults.Ranger.profile(model[0], images()),
+            r"^Ranger finds .*\(ReLU, ReLU6, .*, Hardshrink\).*=\[...\]",
+        ),
+        (
+            lambda model: faults.Ranger.profile(Idle(model, 2), images(), layers=["idle.0"]),
+            r"none of the layers 'idle\.0' runs",
+        ),
+        (
+            lambda model: faults.Ranger.profile(Idle(model[0], 10), images()),
+            r"none of the layers 'idle\.0', .*'idle\.7' and 2 more runs .*layers=\[...\]",
+        ),
         (lambda model: faults.Ranger.profile(model, images() * math.nan), "gives NaN"),
     ],
 )
@@ -420,6 +445,23 @@ def test_data_that_the_model_overwrites_stay_as_they_are():
     rows = planned([{"layer": "1", "element": 0, "xor_mask": 1}])
     compare(model, x, rows, {"ranger": ranger}, repeats=1)
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize(
+    ("defence", "kind", "message"),
+    [
+        (faults.Checksum(layers=["1"]), FaultError, "is a ReLU"),
+        ([], FaultError, "nothing to protect by"),
+        (faults.Checksum(scale=1e-9), FaultDetectedError, "a checksum differs"),
+    ],
+    ids=["refused", "empty", "alarm"],
+)
+def test_compare_names_the_protection_that_is_refused(defence, kind, message):
+    model, x = network(), images()
+    rows, good = planned([{"layer": "0", "element": 0, "xor_mask": 1}]), faults.NanDetector()
+    with pytest.raises(kind, match=f"^protection 'bad': .*{message}"):
+        compare(model, x, rows, {"good": good, "bad": defence}, repeats=1)
+    assert hooked(model) == 0
 
 
 def test_compare_needs_faults_and_labels():

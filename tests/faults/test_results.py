@@ -235,8 +235,27 @@ def test_figures_show_an_interval_for_each_row_and_a_dot_where_something_was_see
         "last weight",
     ]
     assert [len(x.get_segments()) for x in ax.collections] == [3, 3]
-    assert [len(x.get_xdata()) for x in ax.lines] == [2, 2]
+    drawn = [(x.get_marker(), len(x.get_xdata())) for x in ax.lines]
+    assert drawn == [("o", 2), ("<", 1), ("o", 2), ("<", 1), ("<", 0)]
+    assert ax.lines[1].get_xdata() == [100 * Outcomes().summary()["sdc_high"].iloc[2]]
     assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("draw", ["plot_layers", "plot_bits"])
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_legend_covers_nothing_and_tells_bounds_from_rates(draw, seen):
+    rows = [("conv", "output", 1000, 600, 200, 200)] if seen else STRATA
+    figure = getattr(Outcomes(rows), draw)()
+    (ax,) = figure.axes
+    figure.canvas.draw()
+    legend = ax.get_legend()
+    told = ["SDC", "DUE"] + ([] if seen else ["none seen: upper bound"])
+    assert [x.get_text() for x in legend.get_texts()] == told
+    box = legend.get_window_extent()
+    texts = [x.get_window_extent() for x in ax.texts]
+    assert not any(box.overlaps(x) for x in [ax.get_window_extent(), *texts])
+    assert figure.bbox.containsx(box.x0)
+    assert figure.bbox.containsy(box.y1)
 
 
 def test_figures_of_bits_name_the_fields_and_draw_where_they_are_asked_to():

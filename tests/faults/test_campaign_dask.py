@@ -1,0 +1,91 @@
+"""Campaigns on workers of Dask that faults kill."""
+
+import os
+import signal
+
+import dask
+import distributed
+import nets
+import pandas as pd
+import pytest
+import torch
+
+from pystack_nb.errors import CampaignError
+from pystack_nb.faults import campaign as campaigns
+from pystack_nb.faults import executors
+from pystack_nb.faults.campaign import Campaign
+from pystack_nb.faults.models import BitFlip
+
+
+class Dies(torch.nn.Module):
+    """Ends its process, but for this one, where a number is huge."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 3)
+        self.home = os.getpid()
+
+    def forward(self, x):
+        y = self.linear(x)
+        if os.getpid() != self.home and y.abs().max() > 1e30:
+            os._exit(1)
+        return y
+
+
+def dies(golden, faulty, label):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def client(tmp_path):
+    # A worker that dies takes seconds to come again.
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        distributed.LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            dashboard_address=None,
+            local_directory=str(tmp_path / "dask"),
+        ) as cluster,
+        distributed.Client(cluster) as found,
+    ):
+        yield found
+
+
+@pytest.fixture
+def make(monkeypatch):
+    monkeypatch.setattr(campaigns, "_BATCH", (16, 16))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Dies().eval()
+
+    def made(**options):
+        options = {"seed": 5, "faults": 40, "sites": "neurons"} | options
+        return Campaign(net, nets.samples(), BitFlip(), **options)
+
+    return made
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_fault_that_kills_each_worker_is_a_due_and_the_others_go_on(client, make):
+    expected = make().run(progress=False)
+    kills = expected["after"].abs() > 1e30
+    assert 0 < kills.sum() < 4
+    one = make()
+    with pytest.warns(RuntimeWarning, match=r"fault \d+ .*kills the process.* DUE"):
+        found = one.run(client, progress=False)
+    lost = found["after"].isna() & expected["after"].notna()
+    assert lost[kills].all()
+    assert not lost[~kills].any()
+    assert set(found["outcome"][kills]) == {"DUE"}
+    pd.testing.assert_frame_equal(found[~kills], expected[~kills], check_exact=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_where_each_batch_kills_its_worker_no_fault_is_to_blame(client, make, monkeypatch):
+    monkeypatch.setattr(campaigns, "_BATCH", (1, 1))
+    monkeypatch.setattr(executors, "_HOPELESS", 2)
+    one = make(metric=dies)
+    one._plan = make()._planned(None, progress=False)
+    with pytest.raises(CampaignError, match="workers of Dask died again and again"):
+        one.run(client, progress=False)
