@@ -2,6 +2,7 @@
 #include "getitem.h"
 
 #include "monitor.h"
+#include "types.h"
 
 #if PY_VERSION_HEX < 0x030C0000
 #include <internal/pycore_code.h>
@@ -88,27 +89,6 @@ static int renew_all(PyObject *functions)
 	return 0;
 }
 
-/* Add the types that are derived from one, and are not there yet. */
-static int add_derived(PyObject *types, PyObject *known, PyObject *type)
-{
-	/* Not by an attribute of the type, which a metaclass may have changed. */
-	PyObject *derived =
-		PyObject_CallMethod((PyObject *)&PyType_Type, "__subclasses__", "O", type);
-	int error = derived ? 0 : -1;
-
-	for (Py_ssize_t i = 0; !error && i < PyList_GET_SIZE(derived); i++) {
-		PyObject *address = PyLong_FromVoidPtr(PyList_GET_ITEM(derived, i));
-		int there = address ? PySet_Contains(known, address) : -1;
-
-		error = there < 0 ||
-			(!there && (PySet_Add(known, address) ||
-				    PyList_Append(types, PyList_GET_ITEM(derived, i))));
-		Py_XDECREF(address);
-	}
-	Py_XDECREF(derived);
-	return error ? -1 : 0;
-}
-
 static void renew_values(PyObject *dict)
 {
 	Py_ssize_t at = 0;
@@ -119,20 +99,9 @@ static void renew_values(PyObject *dict)
 }
 
 /* The same for what gc.freeze() may have hidden: the functions of types ... */
-static int renew_types(void)
+static void renew_type(PyTypeObject *type)
 {
-	PyObject *types = Py_BuildValue("[O]", &PyBaseObject_Type), *known = PySet_New(NULL);
-	int error = types && known ? 0 : -1;
-
-	for (Py_ssize_t i = 0; !error && i < PyList_GET_SIZE(types); i++) {
-		PyObject *type = PyList_GET_ITEM(types, i);
-
-		renew_values(((PyTypeObject *)type)->tp_dict);
-		error = add_derived(types, known, type);
-	}
-	Py_XDECREF(types);
-	Py_XDECREF(known);
-	return error;
+	renew_values(type->tp_dict);
 }
 
 /* ... and of modules. */
@@ -157,7 +126,7 @@ static int renew_what_there_is(void)
 	if (renew_all(objects))
 		return -1;
 	renew_modules();
-	return renew_types();
+	return types_each(renew_type);
 }
 
 static int make_visible(PyObject *names)

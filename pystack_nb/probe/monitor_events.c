@@ -5,6 +5,7 @@
 #include "codes.h"
 #include "levels.h"
 #include "limits.h"
+#include "types.h"
 
 #if PY_VERSION_HEX >= 0x030C0000
 
@@ -305,49 +306,6 @@ static int take_tool(void)
 	return -1;
 }
 
-/* Whether a class is one's subclass by several ways. */
-static bool has_several_bases(const PyTypeObject *type)
-{
-	return type->tp_bases && PyTuple_GET_SIZE(type->tp_bases) > 1;
-}
-
-/* Look at each class under `type`. */
-static int for_each_type(PyTypeObject *type, PyObject *seen, void (*look)(PyTypeObject *))
-{
-	if (type->tp_flags & Py_TPFLAGS_HEAPTYPE && !type->tp_subclasses)
-		return 0;
-	if (has_several_bases(type)) {
-		Py_ssize_t before = PySet_GET_SIZE(seen);
-		PyObject *key = PyLong_FromVoidPtr(type);
-		int error = key ? PySet_Add(seen, key) : -1;
-
-		Py_XDECREF(key);
-		if (error || PySet_GET_SIZE(seen) == before)
-			return error;
-	}
-	PyObject *below =
-		PyObject_CallMethod((PyObject *)&PyType_Type, "__subclasses__", "O", type);
-	int error = below ? 0 : -1;
-
-	for (Py_ssize_t i = 0; !error && i < PyList_GET_SIZE(below); i++) {
-		PyTypeObject *one = (PyTypeObject *)PyList_GET_ITEM(below, i);
-
-		look(one);
-		error = for_each_type(one, seen, look);
-	}
-	Py_XDECREF(below);
-	return error;
-}
-
-static int for_all_types(void (*look)(PyTypeObject *))
-{
-	PyObject *seen = PySet_New(NULL);
-	int error = seen ? for_each_type(&PyBaseObject_Type, seen, look) : -1;
-
-	Py_XDECREF(seen);
-	return error;
-}
-
 /* Know what is a class's __init__ already. */
 static void mark_alias(PyTypeObject *type)
 {
@@ -412,7 +370,7 @@ int monitor_start(struct monitor_wanted wanted)
 			goto fail;
 		}
 	}
-	if (wanted.init && for_all_types(mark_alias))
+	if (wanted.init && types_each(mark_alias))
 		goto fail;
 	/* What was disabled in an earlier recording is asked again. */
 	if (call("restart_events", "()") || call("set_events", "(ii)", tool, wanted_events))
@@ -484,7 +442,7 @@ void monitor_stop(void)
 		return;
 	if (!whole)
 		rec.shared->counters[PST_CALLS_HOOK_TAKEN]++;
-	if (wanted_events & EVENT_PY_START && for_all_types(count_unseen))
+	if (wanted_events & EVENT_PY_START && types_each(count_unseen))
 		PyErr_Clear();
 }
 

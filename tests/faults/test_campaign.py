@@ -376,27 +376,12 @@ def test_a_batch_that_kills_each_worker_ends_in_an_error_and_others_are_kept(
         run(one, pool)
 
 
-class Dies(torch.nn.Module):
-    """Ends its process, but for this one, where a number is huge."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = torch.nn.Linear(3, 3)
-        self.home = os.getpid()
-
-    def forward(self, x):
-        y = self.linear(x)
-        if os.getpid() != self.home and y.abs().max() > 1e30:
-            os._exit(1)
-        return y
-
-
 @pytest.mark.filterwarnings("ignore:a worker of")
 def test_a_fault_that_kills_each_worker_is_a_due_and_the_others_go_on(monkeypatch, tmp_path):
     monkeypatch.setattr(campaigns, "_BATCH", (8, 8))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = Dies().eval()
+        net = nets.Dies().eval()
     options = {"net": net, "faults": 60, "seed": 5, "sites": "neurons", "error_model": BitFlip()}
     alone = campaign(**options)
     expected = run(alone)

@@ -17,21 +17,6 @@ from pystack_nb.faults.campaign import Campaign
 from pystack_nb.faults.models import BitFlip
 
 
-class Dies(torch.nn.Module):
-    """Ends its process, but for this one, where a number is huge."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = torch.nn.Linear(3, 3)
-        self.home = os.getpid()
-
-    def forward(self, x):
-        y = self.linear(x)
-        if os.getpid() != self.home and y.abs().max() > 1e30:
-            os._exit(1)
-        return y
-
-
 def dies(golden, faulty, label):
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -57,7 +42,7 @@ def make(monkeypatch):
     monkeypatch.setattr(campaigns, "_BATCH", (16, 16))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = Dies().eval()
+        net = nets.Dies().eval()
 
     def made(**options):
         options = {"seed": 5, "faults": 40, "sites": "neurons"} | options
