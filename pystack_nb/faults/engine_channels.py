@@ -16,7 +16,7 @@ import torch
 from pystack_nb.faults import bits
 from pystack_nb.faults.blame import check_blame
 from pystack_nb.faults.engine_neurons import NeuronSweep
-from pystack_nb.faults.engine_trials import far_from, largest
+from pystack_nb.faults.engine_trials import sizes_of
 
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def channels_of(program: Program, target: Target) -> Channels | None:
     if weight is None or target.remade or not used_once or k + 2 > program.length:
         return None
     step = program.steps[k]
-    dim = _CHANNELS.get(getattr(step.op, "__name__", "").split(".")[0])
+    dim = channel_dim(step)
     if (
         dim is None
         or not _is_operand(weight.tensor, step)
@@ -90,6 +90,11 @@ def channels_of(program: Program, target: Target) -> Channels | None:
     return Channels(weight, k, dim, weight.tensor.numel() // max(shape[0], 1))
 
 
+def channel_dim(step: Step) -> int | None:
+    """Give the dimension of channels, each made from weights of its own, if there is one."""
+    return _CHANNELS.get(getattr(step.op, "__name__", "").split(".")[0])
+
+
 def _is_operand(weight: torch.Tensor, step: Step) -> bool:
     """Whether an operation takes a tensor as its weight or bias, and no other one in its memory.
 
@@ -97,10 +102,10 @@ def _is_operand(weight: torch.Tensor, step: Step) -> bool:
     """
     operands = [x for x in step.args[1:3] if isinstance(x, torch.Tensor)]
     memories = {x.untyped_storage()._cdata for x in operands}  # noqa: SLF001
-    return len(memories) == len(operands) and any(_is_same(x, weight) for x in operands)
+    return len(memories) == len(operands) and any(is_same(x, weight) for x in operands)
 
 
-def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+def is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors show the same memory as the same elements: a transposed one does not."""
     return (
         one.data_ptr() == other.data_ptr()
@@ -210,14 +215,13 @@ class ChannelSweep(NeuronSweep):
         target = self._program.steps[step].out.id
         tensor = env[target] = env[target].clone()
         dim, channel = self._program.batch_dim[target], self._dim[step] % tensor.dim()
-        if step not in self._usual:
-            self._usual[step] = largest(tensor)
+        usual = self._usual_of(step, tensor, rows, trials)
         device = tensor.device
         made = self._made[step][torch.from_numpy(self._where[trials]).to(device)]
         where = (rows, self._channel[trials])
         shown = tensor.movedim((dim, channel), (0, 1))
         shown[tuple(torch.from_numpy(x).to(device) for x in where)] = made
-        self._far[trials[far_from(made, self._usual[step])]] = True
+        self._far[self._trials.grow(trials, sizes_of(made), usual)] = True
 
 
 def _rows_of(tensor: torch.Tensor, channel: int, batch: int, which: torch.Tensor) -> torch.Tensor:

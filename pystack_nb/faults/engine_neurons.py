@@ -83,9 +83,10 @@ class NeuronSweep:
         self._batch = batch
         self._outputs = outputs
         self._follow = follow
-        self._usual: dict[int, float] = {}
+        self._usual: dict[int, NDArray[np.float64]] = {}
         self._left: list[Ints] = [np.empty(0, np.int64)]
         self._far = np.zeros(len(trials.element), bool)
+        self._row = np.zeros(len(trials.element), np.int64)
         self._join = {int(k): program.join_before(int(k)) for k in np.unique(step[step >= 0])}
 
     def run(self, golden: Golden, trials: Ints, rows: Ints) -> Ints:
@@ -106,6 +107,7 @@ class NeuronSweep:
         """
         order = np.argsort(self._step[trials], kind="stable")
         trials, rows = trials[order], rows[order]
+        self._row[trials], self._count = rows, golden.rows
         joins = np.array([self._join[int(k)] for k in self._step[trials]])
         carried: _Rows | None = None
         for start, end in pairwise(self._program.boundaries):
@@ -191,9 +193,24 @@ class NeuronSweep:
         if self._program.shares_storage(target, others) or _overlaps(tensor):
             tensor = env[target] = tensor.clone()
         dim = self._program.batch_dim[target]
-        if step not in self._usual:
-            self._usual[step] = largest(tensor)
-        self._far[self._trials.corrupt(tensor, dim, rows, trials, self._usual[step])] = True
+        usual = self._usual_of(step, tensor, rows, trials)
+        self._far[self._trials.corrupt(tensor, dim, rows, trials, usual)] = True
+
+    def _usual_of(
+        self, step: int, tensor: torch.Tensor, rows: Ints, trials: Ints
+    ) -> NDArray[np.float64]:
+        """Give the size of the golden numbers in some rows, which are struck next.
+
+        A sample's are not another's: rounding errors of a small one are small.
+        """
+        known = self._usual.setdefault(step, np.full(self._count, np.nan))
+        samples = self._row[trials]
+        new = np.flatnonzero(np.isnan(known[samples]))
+        if len(new):
+            dim = self._program.batch_dim[self._program.steps[step].out.id]
+            which = torch.from_numpy(rows[new]).to(tensor.device)
+            known[samples[new]] = largest(tensor.index_select(dim, which).movedim(dim, 0))
+        return known[samples]
 
     def _drop(self, rows: _Rows, golden: Golden, start: int, end: int) -> _Rows | None:
         """Let go of rows whose every live tensor is golden, bit for bit.

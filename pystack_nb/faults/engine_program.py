@@ -203,6 +203,10 @@ class Program:
         struck = {self._storage[i] for k in range(start, end) for i in self.mutated[k]}
         return frozenset(i for i in self.live[end] if i in made or self._storage[i] in struck)
 
+    def given_by(self, step: int) -> set[int]:
+        """Give the tensors that a step makes or has changed in place."""
+        return self._needs[step][2]
+
     def used_between(self, start: int, end: int) -> frozenset[int]:
         """Give the tensors that some steps take."""
         return frozenset().union(*(taken for _, taken, _ in self._needs[start:end]))

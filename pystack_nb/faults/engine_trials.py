@@ -77,7 +77,12 @@ class Trials:
         self._signed: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
 
     def corrupt(
-        self, tensor: torch.Tensor, dim: int, rows: Ints, trials: Ints, usual: float = np.inf
+        self,
+        tensor: torch.Tensor,
+        dim: int,
+        rows: Ints,
+        trials: Ints,
+        usual: NDArray[np.float64] | float = np.inf,
     ) -> Ints:
         """Strike an element in each of some rows of a tensor, in place.
 
@@ -89,8 +94,8 @@ class Trials:
             The dimension of the rows.
         rows, trials : numpy.ndarray of int64, shape (n,)
             Each trial's row.
-        usual : float
-            The size of the numbers in the tensor.
+        usual : numpy.ndarray of float64, shape (n,), or float
+            The size of the numbers in each trial's row.
 
         Returns
         -------
@@ -110,8 +115,21 @@ class Trials:
         stored[where] = new
         self.before[trials], self.after[trials] = (_numbers(x, tensor.dtype) for x in (old, new))
         self.unchanged[trials] = (old == new).cpu().numpy()
-        self.growth[trials] = growth(self.after[trials], usual)
-        far: Ints = trials[~(np.abs(self.after[trials]) <= _FAR * usual)]
+        return self.grow(trials, np.abs(self.after[trials]), usual)
+
+    def grow(self, trials: Ints, sizes: NDArray[Any], usual: NDArray[np.float64] | float) -> Ints:
+        """Note that faults make numbers of a size, where others are usual.
+
+        Returns
+        -------
+        numpy.ndarray of int64
+            Those of ``trials`` whose numbers are far larger, or are none.
+        """
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            times = np.where(sizes == 0, 0.0, sizes / usual)
+            far: Ints = trials[~(sizes <= _FAR * np.asarray(usual))]
+        # No number is as large as one can be; zeros are no larger than zeros.
+        self.growth[trials] = np.maximum(self.growth[trials], np.nan_to_num(times, nan=np.inf))
         return far
 
     def change(self, tensor: torch.Tensor, positions: Ints, trials: Ints) -> None:
@@ -153,27 +171,20 @@ class Trials:
         return tuple(torch.from_numpy(np.ascontiguousarray(a)).to(tensor.device) for a in axes)
 
 
-def growth(numbers: NDArray[np.float64], usual: float) -> NDArray[np.float64]:
-    """Tell by how much numbers are larger than is usual; 1 if not, infinite beside zeros."""
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        numbers = np.where(numbers == 0, 0.0, np.abs(numbers) / usual)
-        found: NDArray[np.float64] = np.maximum(1.0, numbers)
-    return np.nan_to_num(found, nan=np.inf)
-
-
-def far_from(rows: torch.Tensor, usual: float) -> NDArray[np.bool_]:
-    """Tell which rows have a number that is far larger than is usual, or is none."""
-    found: NDArray[np.bool_] = (~(rows_of(rows).abs() <= _FAR * usual)).any(1).cpu().numpy()
+def largest(rows: torch.Tensor) -> NDArray[np.float64]:
+    """Give the largest finite absolute number in each row."""
+    if not rows.is_floating_point() or not rows.numel():
+        return np.zeros(len(rows))
+    # Numbers of one byte have no absolute ones of their own.
+    wide = rows_of(rows.float() if rows.element_size() == 1 else rows).abs()
+    found: NDArray[np.float64] = wide.nan_to_num_(0, 0, 0).amax(1).double().cpu().numpy()
     return found
 
 
-def largest(tensor: torch.Tensor) -> float:
-    """Give the largest finite absolute number in a tensor."""
-    if not tensor.is_floating_point():
-        return 0.0
-    # Numbers of one byte have no absolute ones of their own.
-    wide = tensor.float() if tensor.element_size() == 1 else tensor
-    return float(wide.abs().nan_to_num_(0, 0, 0).amax())
+def sizes_of(rows: torch.Tensor) -> NDArray[np.float64]:
+    """Give the largest absolute number in each row, NaN where one is none."""
+    found: NDArray[np.float64] = rows_of(rows).abs().amax(1).double().cpu().numpy()
+    return found
 
 
 def finite_size(tensor: torch.Tensor, golden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

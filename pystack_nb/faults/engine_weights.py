@@ -17,7 +17,8 @@ import torch
 
 from pystack_nb.faults import bits, values
 from pystack_nb.faults.blame import check_blame
-from pystack_nb.faults.engine_trials import growth, largest
+from pystack_nb.faults.engine_growth import Growth
+from pystack_nb.faults.engine_trials import largest
 from pystack_nb.faults.layers import OwnSlot
 
 
@@ -78,6 +79,7 @@ class AloneSweep:
         self._trials = trials
         self._targets = targets
         self._outputs = outputs
+        self._growth = Growth(program, constants, trials)
         self.failed: list[Ints] = []
 
     def run(self, golden: Golden, trials: Ints, target: Ints) -> None:
@@ -106,9 +108,17 @@ class AloneSweep:
         for start, self._end in pairwise(program.boundaries):
             first, last = np.searchsorted(joins, [start, self._end])
             kept = golden.advance(self._end, set(joins[first:last].tolist()))
+            if trials.shape[1] > 1:
+                self._look(kept, joins[first:last], trials[first:last], target[first:last])
             for i in range(first, last):
                 position = int(joins[i])
                 self._one(trials[i], self._targets[target[i]], kept[position], position)
+
+    def _look(self, kept: dict[int, Env], joins: Ints, trials: Ints, target: Ints) -> None:
+        """Find out about rounding errors, before anything is struck."""
+        for number, at in zip(*np.unique(target, return_index=True), strict=True):
+            position, same = int(joins[at]), trials[target == number]
+            self._growth.look(self._targets[number], kept[position], position, same)
 
     def _one(self, trials: Ints, target: Target, kept: Env, position: int) -> None:
         protected = self._protected[position]
@@ -157,11 +167,16 @@ class AloneSweep:
     def _go_on(self, env: Env, trials: Ints, target: Target, position: int) -> None:
         program, batch, end = self._program, len(trials), self._end
         rows = np.arange(batch)
-        self._run(env, batch, position, end)
-        if batch == 1 and target.last < end and self._is_golden(env, position):
-            self._outputs.add_equal(trials, rows)
-            return
-        self._run(env, batch, end, program.length)
+        if batch == 1:
+            self._run(env, batch, position, end)
+            if target.last < end and self._is_golden(env, position):
+                self._outputs.add_equal(trials, rows)
+                return
+            position = end
+        else:
+            with self._blamed():
+                position = self._growth.follow(env, trials, target, position)
+        self._run(env, batch, position, program.length)
         exact = np.full(batch, batch == 1)
         self._outputs.add(trials, rows, exact, [x.clone() for x in program.outputs(env)])
 
@@ -209,8 +224,9 @@ class Weight:
             a, o, x = (mask[trials] for mask in results.masks)
             changed = (((old & a) | o) ^ x) & np.uint64((1 << bits.width(dtype)) - 1)
             results.after[trials] = np.array(bits.values_of(changed, dtype), np.float64)
-        usual = np.inf if self.tensor.is_quantized else largest(self.tensor.detach())
-        results.growth[trials] = growth(results.after[trials], usual)
+        if not self.tensor.is_quantized:
+            usual = largest(self.tensor.detach()[None])
+            results.grow(trials, np.abs(results.after[trials]), usual)
         results.unchanged[trials] = old == changed
         results.bits_before[trials] = bits.signed(old, dtype)
         results.bits_after[trials] = bits.signed(changed, dtype)

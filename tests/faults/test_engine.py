@@ -315,7 +315,9 @@ class TestOutcomesEqualThoseOfOneFaultPerForward:
         inputs = [torch.randn(5, *shape).to(dtype)]
         faults = flips(net, inputs, 200, kind="weight")
         found = check(net, inputs, metric, faults=faults)
-        assert {"masked", "SDC"} <= {*found["outcome"]}
+        # Of random samples and weights all classes may be far from each other.
+        outcomes = {"masked", "SDC"} if isinstance(metric, Exact) else {"masked"}
+        assert outcomes <= {*found["outcome"]}
         assert found.attrs["ways"]["batch"] > 100
         net.float()
 

@@ -281,3 +281,54 @@ class TestAnInterrupt:
         with pytest.raises(KeyboardInterrupt):
             Engine(net, EngineData(inputs)).evaluate(faults)
         assert all(torch.equal(x, kept[name]) for name, x in net.state_dict().items())
+
+
+class Cancels(nn.Module):
+    """Subtracts numbers that all have what the first neuron gives added to them."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.first = first
+        self.spread, self.out = nn.Linear(48, 96, bias=False), nn.Linear(96, 4, bias=False)
+        with torch.no_grad():
+            self.spread.weight[:, 0] = self.spread.weight[0, 0]
+            self.out.weight[:, 48:] = -self.out.weight[:, :48]
+
+    def forward(self, x):
+        return self.out(self.spread(self.first(x)))
+
+
+class Times(nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x):
+        return x * self.weight
+
+
+def test_small_samples_beside_large_ones_are_rounded_as_by_themselves():
+    torch.manual_seed(0)
+    net = Cancels(nn.Linear(8, 48)).eval()
+    inputs = [torch.randn(6, 8) * torch.tensor([1e4, *[1e-4] * 5])[:, None]]
+    faults = flips(net, inputs, 150, kind="neuron")
+    faults["layer"], faults["role"], faults["element"], faults["call"] = "first", "output", 0, 0
+    check(net, inputs, faults=set_to(faults, np.tile([1e5, 1e6, 1e7], 50)), batch_size=16)
+
+
+@pytest.mark.parametrize(
+    "first", [Times(torch.ones(48)), nn.Linear(48, 48)], ids=["times", "linear"]
+)
+def test_weights_of_large_numbers_beside_small_ones_are_rounded_as_by_themselves(first):
+    torch.manual_seed(0)
+    x = torch.randn(6, 48)
+    x[:, 0] = 1e8
+    with torch.no_grad():
+        # The only large number in the input hardly counts until a fault strikes.
+        first.weight[..., 0] = 1e-9
+    net = Cancels(first).eval()
+    faults = flips(net, [x], 100, kind="weight")
+    faults["layer"], faults["role"], faults["element"] = "first", "weight", 0
+    faults = set_to(faults, np.random.default_rng(0).uniform(0.01, 0.14, len(faults)))
+    for weight_samples in (None, 6):
+        check(net, [x], faults=faults, batch_size=16, weight_samples=weight_samples)
