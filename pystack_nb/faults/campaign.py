@@ -254,7 +254,7 @@ class Campaign(Analysis):
 
     @property
     def proportional(self) -> bool:
-        """Whether each possible fault was as likely to be drawn as another."""
+        """Whether strata have faults in proportion to their sizes, as far as can be."""
         return self.design.proportional
 
     @property

@@ -63,7 +63,7 @@ class Design:
 
     @property
     def proportional(self) -> bool:
-        """Whether each fault of the population is as likely to be drawn as another."""
+        """Whether strata have faults in proportion to their sizes, as far as can be."""
         return self.allocation == "proportional" and (
             self.per == "network" or self.faults is not None
         )
