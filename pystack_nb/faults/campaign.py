@@ -21,6 +21,7 @@ from pystack_nb.faults.metrics import Top1, as_metric
 from pystack_nb.faults.models import BitFlip, ErrorModel
 from pystack_nb.faults.patterns import Pattern
 from pystack_nb.faults.plan import Design, Plan
+from pystack_nb.faults.replay import as_fault
 from pystack_nb.faults.results import Analysis
 from pystack_nb.faults.sites import sites as find_sites
 from pystack_nb.faults.state import repeatable
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     import os
 
     from collections.abc import Callable, Iterable, Iterator
+
+    from pystack_nb.faults.fault import Fault
 
 _KINDS = {"neurons": "neuron", "weights": "weight"}
 _NUMBERS = ("before", "after", "score")
@@ -212,9 +215,46 @@ class Campaign(Analysis):
             raise CampaignError("nothing is planned yet; call plan() or run() first")
         return self._plan.strata
 
+    def fault(self, number: int) -> Fault:
+        """Give a planned fault for `inject`, to see what it does.
+
+        Parameters
+        ----------
+        number : int
+            As in the column ``fault`` of `results`.
+
+        Returns
+        -------
+        Fault
+            It strikes what it struck in the campaign, whatever seed `inject` is given, in a
+            forward of its ``sample`` alone (with `weight_samples` of each that it was tried on).
+            In a forward of several it needs ``dataclasses.replace(fault, sample=...)``, unless
+            it is one of a weight.
+
+        Raises
+        ------
+        CampaignError
+            There is no such fault, or no plan yet.
+
+        Examples
+        --------
+        >>> row = campaign.results.query("outcome == 'SDC'").iloc[0]
+        >>> with faults.inject(model, campaign.fault(row["fault"])) as log:
+        ...     model(images[[row["sample"]]])
+        >>> log.to_frame()
+        """
+        if self._plan is None:
+            raise CampaignError("nothing is planned yet; call plan() or run() first")
+        table = self._plan.faults
+        at = _whole(number, "number", 0)
+        if at >= len(table):
+            raise CampaignError(f"there is no fault {at}; pass a number from 0 to {len(table) - 1}")
+        row = table.iloc[at]
+        return as_fault(row, self._strata[row["stratum"]])
+
     @property
     def proportional(self) -> bool:
-        """Whether each possible fault was as likely to be drawn as another."""
+        """Whether strata have faults in proportion to their sizes, as far as can be."""
         return self.design.proportional
 
     @property

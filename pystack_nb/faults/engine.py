@@ -262,7 +262,10 @@ class Engine:
             alone = [self._outputs(program, constants, samples[[i]]) for i in range(len(samples))]
             same = all(
                 len(one) == len(other)
-                and all(torch.equal(*_comparable(x, y[0])) for x, y in zip(one, other, strict=True))
+                and all(
+                    torch.equal(*_comparable(direct.as_row(x), y))
+                    for x, y in zip(one, other, strict=True)
+                )
                 for one, other in zip(alone, singles, strict=True)
             )
             # Twice the same sample, so that even of a single one no batch goes unseen.

@@ -163,12 +163,19 @@ def check_elements(site: tuple[Any, ...], element: Ints, count: int) -> None:
 def tensors_of(output: Any) -> list[torch.Tensor]:
     """Give the tensors in a model's output for one sample, each with a dimension of one row.
 
-    The dimension comes first, and it is one more than the tensor has: where the batch is does
-    not matter, as it has one sample.  They are copies: the model may give away what it keeps.
+    The dimension comes first, as in what the program gives.  Of those that have one element it
+    is the first; a tensor without any gets one.  They are copies: the model may give away what
+    it keeps.
     """
     found = [structures.get(output, path) for path in structures.outputs(output).values()]
     if not found:
         raise FaultError(
             "the model returns no tensor, so that no output can be compared: let it return one"
         )
-    return [(x.dequantize() if x.is_quantized else x.clone())[None] for x in found]
+    return [as_row(x.dequantize() if x.is_quantized else x.clone()) for x in found]
+
+
+def as_row(tensor: torch.Tensor) -> torch.Tensor:
+    """Give a tensor of one sample's output with a dimension of one row first."""
+    alone = [dim for dim, size in enumerate(tensor.shape) if size == 1]
+    return tensor.movedim(alone[0], 0) if alone else tensor[None]

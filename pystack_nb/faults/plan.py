@@ -63,7 +63,7 @@ class Design:
 
     @property
     def proportional(self) -> bool:
-        """Whether each fault of the population is as likely to be drawn as another."""
+        """Whether strata have faults in proportion to their sizes, as far as can be."""
         return self.allocation == "proportional" and (
             self.per == "network" or self.faults is not None
         )
@@ -133,13 +133,13 @@ class Plan:
         half the width of an interval for a rate of 50 % at the campaign's confidence.
     faults : pandas.DataFrame
         A row per fault: ``fault stratum layer role kind call element sample and_mask or_mask
-        xor_mask value bit``.  `element` is the flat index without the batch dimension; the
-        stored bits become ``((bits & and_mask) | or_mask) ^ xor_mask``.  With a pattern, or an
-        error model that looks at values, the masks change nothing, and ``seed`` tells the
-        fault: it is what ``faults.inject(model, Fault(layer, role, pattern, error, call=call),
-        seed=seed)`` does to that sample alone, the error model with `bit` where that is not
-        -1.  `element` is then the first one that is struck, or -1 where it does not tell the
-        others.
+        xor_mask value bit``; `Campaign.fault` makes a `Fault` of it.  `element` is the flat
+        index without the batch dimension; the stored bits become ``((bits & and_mask) |
+        or_mask) ^ xor_mask``.  With a pattern, or an error model that looks at values, the
+        masks change nothing, and ``seed`` tells the fault: it is what ``faults.inject(model,
+        Fault(layer, role, pattern, error, call=call), seed=seed)`` does to that sample alone,
+        the error model with `bit` where that is not -1.  `element` is then the first one that
+        is struck, or -1 where it does not tell the others.
     seed : int
         All of it was drawn from this.
     confidence : float

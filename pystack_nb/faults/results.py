@@ -50,7 +50,7 @@ class Analysis(ABC):
     @property
     @abstractmethod
     def proportional(self) -> bool:
-        """Whether each possible fault was as likely to be drawn as another."""
+        """Whether strata have faults in proportion to their sizes, as far as can be."""
 
     @property
     @abstractmethod
@@ -76,9 +76,10 @@ class Analysis(ABC):
             sdc_high`` and ``due_rate due_low due_high``.  The intervals are Wilson's; where
             no event was seen the lower limit is 0 and the upper one a bound on the rate
             (``z^2 / (n + z^2)``, a little above the rule of three): read such a row as "below
-            sdc_high", never as "0 %".  A row that sums up strata whose faults were not
-            equally likely to be drawn weights them by their sizes, as `stratified` tells, and
-            its rate is not the ratio of its counts.
+            sdc_high", never as "0 %".  A row that sums up strata weights them by their sizes,
+            as `stratified` tells, and its rate is not the ratio of its counts: a proportional
+            sample, too, has a whole number of faults of each stratum, and one at least.  One
+            of fewer faults than strata is a plain random one, and counts as one stratum.
 
         Raises
         ------
@@ -104,18 +105,17 @@ class Analysis(ABC):
         counts = counts.assign(first=first).sort_values(["first", *keys], kind="stable")
         groups = counts.groupby(keys, sort=False)
         table = groups[["faults", *OUTCOMES]].sum().reset_index()
-        alone = groups["stratum"].size().to_numpy() == 1
+        alone = (groups["stratum"].size().to_numpy() == 1) | self._is_plain(len(results))
+        of_several = [(row, x) for row, (_, x) in enumerate(groups) if not alone[row]]
         for event in ("SDC", "DUE"):
             name = event.lower()
             low, high = wilson_limits(table[event], table["faults"], confidence)
             rate = table[event].to_numpy() / table["faults"].to_numpy()
-            if not self.proportional:
-                for row, (_, cells) in enumerate(groups):
-                    if not alone[row]:
-                        found = stratified(
-                            cells[event], cells["faults"], cells["weight"], confidence=confidence
-                        )
-                        rate[row], low[row], high[row] = found.rate, found.low, found.high
+            for row, cells in of_several:
+                found = stratified(
+                    cells[event], cells["faults"], cells["weight"], confidence=confidence
+                )
+                rate[row], low[row], high[row] = found.rate, found.low, found.high
             table[f"{name}_rate"], table[f"{name}_low"], table[f"{name}_high"] = rate, low, high
         return table.rename(columns={"SDC": "sdc", "DUE": "due"})
 
@@ -140,9 +140,7 @@ class Analysis(ABC):
             raise CampaignError(f"there is no outcome {event!r}; pass one of {OUTCOMES}")
         columns = [*OUTCOMES, "faults", "weight", "population"]
         strata = self.strata.drop(columns="faults").merge(self._counts(), on="stratum")[columns]
-        planned = self.strata["faults"]
-        # Of an unfinished sample only the first strata are there.
-        if self.proportional and (planned == 0).any() and strata["faults"].sum() == planned.sum():
+        if self._is_plain(int(strata["faults"].sum())):
             strata = strata.sum().to_frame().T
         return stratified(
             strata[event],
@@ -208,6 +206,12 @@ class Analysis(ABC):
             confidence=self.confidence if confidence is None else confidence,
         )
         return found if single else replace(found, cause=f"event of {self.pattern}")
+
+    def _is_plain(self, finished: int) -> bool:
+        """Whether each possible fault was as likely to be drawn as another."""
+        planned = self.strata["faults"]
+        # Of an unfinished sample only the first strata are there.
+        return bool(self.proportional and (planned == 0).any() and finished == planned.sum())
 
     def _counts(self) -> pd.DataFrame:
         results, rows = self.results, len(self.strata)

@@ -268,7 +268,7 @@ def stratify(
         layer, role, kind, name = cast("tuple[str, str, str, str]", key)
         dtype = as_dtype(name)
         shapes = () if pattern is None else tuple(_of_one_sample(x) for x in rows.itertuples())
-        dims = () if pattern is None else tuple(map(_batch_dim, rows.itertuples()))
+        dims = tuple(map(_batch_dim, rows.itertuples()))
         for bit, model in _models(error, dtype, per):
             found.append(
                 Stratum(

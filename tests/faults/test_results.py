@@ -85,10 +85,27 @@ def test_rows_over_unequally_drawn_strata_are_weighted_by_size():
     assert row["sdc_low"] < row["sdc_rate"] < row["sdc_high"]
 
 
-def test_rows_over_proportionally_drawn_strata_are_pooled():
-    row = Outcomes(proportional=True).summary("layer").iloc[0]
-    assert row["sdc_rate"] == 42 / 400
-    assert (row["sdc_low"], row["sdc_high"]) == wilson(42, 400)
+def test_rows_over_strata_that_were_drawn_in_proportion_are_pooled():
+    rows = [("conv", "output", 1000, 200, 40, 10), ("conv", "weight", 100, 20, 2, 0)]
+    row = Outcomes(rows, proportional=True).summary("layer").iloc[0]
+    assert row["sdc_rate"] == pytest.approx(42 / 220)
+    assert (row["sdc_low"], row["sdc_high"]) == pytest.approx(wilson(42, 220))
+
+
+def test_rows_over_a_plain_random_sample_are_pooled():
+    rows = [("conv", "output", 1000, 3, 2, 0), ("conv", "weight", 99, 1, 0, 0)]
+    rows += [("last", "weight", 9, 0, 0, 0)] * 3
+    row = Outcomes(rows, proportional=True).summary("layer").iloc[0]
+    assert row["sdc_rate"] == 2 / 4
+    assert (row["sdc_low"], row["sdc_high"]) == wilson(2, 4)
+
+
+def test_a_stratum_that_has_a_fault_only_because_each_has_one_weighs_little():
+    rows = [("conv", "output", 100_000, 20, 0, 0)]
+    rows += [("conv", f"weight{x}", 1, 1, 1, 0) for x in range(18)]
+    row = Outcomes(rows, proportional=True).summary("layer").iloc[0]
+    assert row["sdc"] == 18
+    assert row["sdc_rate"] == pytest.approx(18 / 100_018)
 
 
 def test_bits_are_in_order_and_sum_up_to_all_faults():
