@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +29,12 @@ _held: list[Patch] = []
 _lock = threading.RLock()
 
 
+def _mend() -> None:
+    """Put back what interrupts have kept from being put back, before anything else is done."""
+    for patch in _held:
+        patch.mend()
+
+
 class Patch:
     """What one fault does to elements of one weight.
 
@@ -42,26 +49,23 @@ class Patch:
 
     def __init__(self, slot: Slot, tensor: torch.Tensor, positions: NDArray[np.int64]) -> None:
         self._slot = slot
+        # How to put back what `_changing` is about to change, until that is done.
+        self._torn: tuple[torch.Tensor, NDArray[np.int64], Masks, list[tuple[Patch, Masks]]] | None
+        self._torn = None
         self._aim(tensor, positions)
 
     def strike(self, tensor: torch.Tensor, change: Callable[[], None]) -> None:
         """Let ``change`` change the tensor that was opened, and remember what it was."""
         with _lock:
-            self.before = self.after = bits.read(tensor, self._positions)
-            try:
-                _held.append(self)
+            self.before = bits.read(tensor, self._positions)
+            self.after = self.before.copy()
+            _held.append(self)
+            with self._changing(tensor, self._positions, self.before, [(self, self.after)]):
                 change()
                 self._slot.close(tensor)
                 # Packing may round.
                 packed = not isinstance(self._slot, OwnSlot)
                 self.after = bits.read(self._slot.open() if packed else tensor, self._positions)
-            except BaseException:
-                # First of all the bits: another interrupt may come.
-                bits.write(tensor, self._positions, self.before)
-                self._slot.close(tensor)
-                if self in _held:
-                    _held.remove(self)
-                raise
 
     def force(
         self, tensor: torch.Tensor, positions: NDArray[np.int64], change: Callable[[], None]
@@ -74,22 +78,27 @@ class Patch:
             As of `undo`; a tensor that the program has put in the place of another one is
             struck as that was.
         """
-        if self._memory_of(tensor) != self._memory:
-            exchanged, complaint = tensor is not self._tensor, self.undo()
-            self._aim(tensor, positions)
-            self.strike(tensor, change)
-            return "" if exchanged else complaint
         with _lock:
+            _mend()
+            # A patch that an interrupt kept from being put there again is held no more.
+            if self not in _held or self._memory_of(tensor) != self._memory:
+                exchanged, complaint = tensor is not self._tensor, self.undo()
+                self._aim(tensor, positions)
+                self.strike(tensor, change)
+                return "" if exchanged else complaint
             tops = [*self._tops()]
             current = bits.read(tensor, positions)
             for top, mine, its in tops:
                 written = current[mine] != top.after[its]
                 top.before[its[written]] = current[mine][written]
-            change()
-            current = bits.read(tensor, positions)
-            for top, mine, its in tops:
-                top.after[its] = current[mine]
-        return ""
+            with self._changing(tensor, positions, current, [(top, top.after) for top, *_ in tops]):
+                change()
+                made = bits.read(tensor, positions)
+                for top, mine, its in tops:
+                    # Another array: the one that is there may have to be put back.
+                    top.after = top.after.copy()
+                    top.after[its] = made[mine]
+            return ""
 
     def undo(self) -> str:
         """Put the elements back that still hold what the fault made of them.
@@ -102,6 +111,7 @@ class Patch:
             Why the weight of the model is not what it was; empty if it is.
         """
         with _lock:
+            _mend()
             if self not in _held:
                 return ""
             free, complaint = self._hand_over(), ""
@@ -114,6 +124,34 @@ class Patch:
                 self._slot.close(tensor)
             _held.remove(self)
             return complaint
+
+    def mend(self) -> None:
+        """Put back what was broken off.  It may be called again, after it was interrupted."""
+        if self._torn is None:
+            return
+        tensor, positions, stored, afters = self._torn
+        bits.write(tensor, positions, stored)
+        self._slot.close(tensor)
+        for patch, after in afters:
+            patch.after = after
+        self._torn = None
+
+    @contextmanager
+    def _changing(
+        self,
+        tensor: torch.Tensor,
+        positions: NDArray[np.int64],
+        stored: Masks,
+        afters: list[tuple[Patch, Masks]],
+    ) -> Iterator[None]:
+        """Put elements and what patches know of them back, unless all of it was changed."""
+        self._torn = tensor, positions, stored, afters
+        try:
+            yield
+            self._torn = None
+        except BaseException:
+            self.mend()
+            raise
 
     def _aim(self, tensor: torch.Tensor, positions: NDArray[np.int64]) -> None:
         self._tensor = tensor
