@@ -40,7 +40,7 @@ class Hook:
         return _nothing, ()
 
 
-def unhook(module: torch.nn.Module, hook: Hook) -> None:
+def unhook(module: torch.nn.Module, hook: Callable[..., Any]) -> None:
     """Take a hook of its forwards away from a module, if it is there.
 
     Not by the handle that torch gives for it: an interrupt may come between the two.
