@@ -23,15 +23,19 @@ if TYPE_CHECKING:
     from pystack_nb.faults.bits import Masks
     from pystack_nb.faults.layers import Slot
 
+    _Torn = tuple[torch.Tensor, NDArray[np.int64], Masks, list[tuple["Patch", Masks]]]
+
 # All that faults hold in weights, in the order of time, of any model and context: those that
 # meet in an element must know of each other.
 _held: list[Patch] = []
+# How to put back what is being changed: what an interrupt broke off is still here.
+_torn: dict[Patch, _Torn] = {}
 _lock = threading.RLock()
 
 
 def _mend() -> None:
-    """Put back what interrupts have kept from being put back, before anything else is done."""
-    for patch in _held:
+    """Put back what was broken off, before anything else is done."""
+    for patch in [*_torn]:
         patch.mend()
 
 
@@ -49,9 +53,6 @@ class Patch:
 
     def __init__(self, slot: Slot, tensor: torch.Tensor, positions: NDArray[np.int64]) -> None:
         self._slot = slot
-        # How to put back what `_changing` is about to change, until that is done.
-        self._torn: tuple[torch.Tensor, NDArray[np.int64], Masks, list[tuple[Patch, Masks]]] | None
-        self._torn = None
         self._aim(tensor, positions)
 
     def strike(self, tensor: torch.Tensor, change: Callable[[], None]) -> None:
@@ -127,14 +128,14 @@ class Patch:
 
     def mend(self) -> None:
         """Put back what was broken off.  It may be called again, after it was interrupted."""
-        if self._torn is None:
+        if self not in _torn:
             return
-        tensor, positions, stored, afters = self._torn
+        tensor, positions, stored, afters = _torn[self]
         bits.write(tensor, positions, stored)
         self._slot.close(tensor)
         for patch, after in afters:
             patch.after = after
-        self._torn = None
+        del _torn[self]
 
     @contextmanager
     def _changing(
@@ -145,10 +146,10 @@ class Patch:
         afters: list[tuple[Patch, Masks]],
     ) -> Iterator[None]:
         """Put elements and what patches know of them back, unless all of it was changed."""
-        self._torn = tensor, positions, stored, afters
+        _torn[self] = tensor, positions, stored, afters
         try:
             yield
-            self._torn = None
+            del _torn[self]
         except BaseException:
             self.mend()
             raise
