@@ -16,12 +16,13 @@ import torch
 from pystack_nb import marks
 from pystack_nb.errors import FaultError
 from pystack_nb.faults import structures
+from pystack_nb.faults.hooks import unhook
 from pystack_nb.faults.identity import identity
 from pystack_nb.faults.layers import ROOT, layers
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pystack_nb.faults.layers import Layer
 
@@ -76,22 +77,30 @@ def annotate(model: torch.nn.Module, *, synchronize: bool = False) -> Iterator[N
     """
     if not isinstance(model, torch.nn.Module):
         raise FaultError(f"{type(model).__name__} is no torch.nn.Module: pass the model itself")
+    user, synchronize = object(), synchronize and torch.accelerator.is_available()
+    with ExitStack() as undo:
+        for _ in ("once", "again where the first one was interrupted"):
+            undo.callback(_leave, model, user)
+        with _changing:
+            spans = _annotated.get(model)
+            is_first = spans is None
+            if spans is None:
+                spans = _annotated[model] = _Spans(model, synchronize=synchronize)
+            spans.users.append(user)
+            if is_first:
+                spans.begin(model)
+        yield
+
+
+def _leave(model: torch.nn.Module, user: object) -> None:
     with _changing:
         spans = _annotated.get(model)
         if spans is None:
-            spans = _Spans(model, synchronize=synchronize and torch.accelerator.is_available())
-            _annotated[model] = spans
-        spans.users += 1
-    try:
-        yield
-    finally:
-        with _changing:
-            spans.users -= 1
-            if not spans.users:
-                del _annotated[model]
-                spans.hooks.close()
+            return
+        spans.users = [x for x in spans.users if x is not user]
         if not spans.users:
-            spans.end_all()
+            spans.end()
+            del _annotated[model]
 
 
 def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
@@ -126,12 +135,15 @@ class _Thread(threading.local):
 
 class _Spans:
     def __init__(self, model: torch.nn.Module, *, synchronize: bool) -> None:
-        self.users = 0
-        self.hooks = ExitStack()
+        self.users: list[object] = []
+        self._hooks: list[tuple[torch.nn.Module, Callable[..., Any]]] = []
         self._model = identity(model)
         self._synchronize = synchronize
         self._thread = _Thread()
         self._args: dict[tuple[str, int, str], dict[str, Any]] = {}
+
+    def begin(self, model: torch.nn.Module) -> None:
+        """Watch each layer.  If an interrupt comes, call `end`."""
         for layer in layers(model).values():
             self._watch(layer)
 
@@ -175,14 +187,19 @@ class _Spans:
                     return
 
         module = layer.module
+        self._hooks += (module, before), (module, after)
         # As near to the layer's own forward as other hooks let it be.
-        begins = module.register_forward_pre_hook(before, with_kwargs=True)
-        self.hooks.callback(begins.remove)
-        ends = module.register_forward_hook(after, prepend=True, always_call=True)
-        self.hooks.callback(ends.remove)
+        module.register_forward_pre_hook(before, with_kwargs=True)
+        module.register_forward_hook(after, prepend=True, always_call=True)
 
-    def end_all(self) -> None:
-        """End the spans of this thread that were left open."""
+    def end(self) -> None:
+        """Take the hooks away, and end the spans of this thread that were left open.
+
+        This may be called again, after it was interrupted.
+        """
+        while self._hooks:
+            unhook(*self._hooks[-1])
+            self._hooks.pop()
         self._end(0, sys.exception())
 
     def _end_last(self, output: Any) -> None:

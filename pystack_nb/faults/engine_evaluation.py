@@ -66,7 +66,6 @@ class Evaluation:
             value[self._fault],
             self._seeds(sites),
         )
-        # Weights are looked at, once, before any fault strikes.
         self._targets: list[Any] = [
             self._weight(site, number) if site[3] == "weight" else site[:3]
             for number, site in enumerate(sites)
@@ -76,8 +75,9 @@ class Evaluation:
     def run(self) -> pd.DataFrame:
         """Run all trials, and give a row for each fault."""
         trials = np.arange(len(self._fault))
-        program = None if self._trials.seeded is not None else self._engine.program
         try:
+            self._look()
+            program = None if self._trials.seeded is not None else self._engine.program
             if program is None:
                 self._direct(trials)
             else:
@@ -90,6 +90,12 @@ class Evaluation:
                 if not isinstance(target, tuple):
                     target.put_back()
         return self._table()
+
+    def _look(self) -> None:
+        """Look at weights, once, before any fault strikes."""
+        for number, target in enumerate(self._targets):
+            if isinstance(target, Weight):
+                target.look(self._trials, np.flatnonzero(self._site[self._fault] == number))
 
     def _fast(self, program: Program, trials: Ints) -> None:
         targets = [self._target(program, target) for target in self._targets]
@@ -266,7 +272,6 @@ class Evaluation:
         weight = Weight(layer.slot(site[2]))
         trials = np.flatnonzero(self._site[self._fault] == number)
         direct.check_elements(site, self._trials.element[trials], weight.tensor.numel())
-        weight.look(self._trials, trials)
         return weight
 
     def _target(self, program: Program, target: Weight | tuple[str, int, str]) -> Target | None:

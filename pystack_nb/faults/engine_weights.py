@@ -212,7 +212,7 @@ class Weight:
         self._struck: Callable[[], None] | None = None
 
     def look(self, results: Trials, trials: Ints) -> None:
-        """Find out what faults would do, without doing it."""
+        """Find out what faults would do; if an interrupt comes, call `put_back`."""
         element, dtype = results.element[trials], self.tensor.dtype
         old = bits.read(self.tensor, element)
         results.before[trials] = values.take(self.tensor, element).double().cpu().numpy()
@@ -234,11 +234,12 @@ class Weight:
     def _one(self, results: Trials, trial: np.int64) -> tuple[np.uint64, float]:
         # In place: embeddings have weights that PyTorch can't clone.
         at = results.element[[trial]]
-        kept = bits.read(self.tensor, at)
-        results.change(self.tensor, at, np.array([trial]))
-        new = bits.read(self.tensor, at)[0], float(values.take(self.tensor, at)[0])
-        bits.write(self.tensor, at, kept)
-        return new
+        self._struck = partial(bits.write, self.tensor, at, bits.read(self.tensor, at))
+        try:
+            results.change(self.tensor, at, np.array([trial]))
+            return bits.read(self.tensor, at)[0], float(values.take(self.tensor, at)[0])
+        finally:
+            self.put_back()
 
     @contextmanager
     def struck(self, results: Trials, trial: int) -> Iterator[None]:

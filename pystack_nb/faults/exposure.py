@@ -84,7 +84,8 @@ def exposure(
         does not tell their shapes, since something else than tensors, numbers and text is
         among them; then all forwards are taken for such ones.
     runs : slice, optional
-        Which forwards to take, in order of time; ``slice(3, None)`` leaves out the first three.
+        Which stretch of forwards to take, in order of time; ``slice(3, None)`` leaves out the
+        first three.
 
     Returns
     -------
@@ -109,8 +110,12 @@ def exposure(
     -----
     Seconds are those of the recorded forwards, in which the spans themselves cost some
     microseconds a layer, and recorded calls more: record with ``mode="sample"``, and where
-    layers take microseconds, read shares rather than seconds.  The mean follows a forward that
-    something else held up, which ``bit_seconds_sd`` shows; `runs` leaves such ones out.
+    layers take microseconds, read shares rather than seconds.
+
+    Of several forwards each number is the mean, not the median: in a forward that something held
+    up bits do stand in harm's way for longer, and only means of layers add up to the whole.  One
+    such forward among few decides the shares, which ``bit_seconds_sd`` shows and
+    `Campaign.reweight` takes into its intervals; `runs` takes a stretch without it.
 
     An output that is written within a container, between its layers, counts from the end of that
     stretch between layers on.  Outputs that no layer gives, such as a sum that is the argument

@@ -6,7 +6,6 @@ import itertools
 import sys
 import threading
 
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,6 +40,26 @@ class Hook:
         return _nothing, ()
 
 
+def unhook(module: torch.nn.Module, hook: Callable[..., Any]) -> None:
+    """Take a hook of its forwards away from a module, if it is there.
+
+    Not by the handle that torch gives for it: an interrupt may come between the two.
+    """
+    # torch keeps what else it knows of hooks by the same numbers.
+    kinds: list[list[dict[int, Any]]] = [
+        [module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs],  # noqa: SLF001
+        [
+            module._forward_hooks,  # noqa: SLF001
+            module._forward_hooks_with_kwargs,  # noqa: SLF001
+            module._forward_hooks_always_called,  # noqa: SLF001
+        ],
+    ]
+    for hooks, *more in kinds:
+        for number in [number for number, held in hooks.items() if held is hook]:
+            for known in (hooks, *more):
+                known.pop(number, None)
+
+
 def nothing(*_: Any) -> None:
     """Do nothing, in the place of a hook."""
 
@@ -67,13 +86,13 @@ class Forward:
         Of the model's forward, counted over all threads.
     stack : list of Call
         Those that have begun and not ended, the innermost last.
-    undo : contextlib.ExitStack
-        What is to be done when the forward ends, however it does.
+    undo : list of callable
+        What is to be done when the forward ends, however it does, the last one first.
     """
 
     number: int = -1
     stack: list[Call] = field(default_factory=list)
-    undo: ExitStack = field(default_factory=ExitStack)
+    undo: list[Callable[[], None]] = field(default_factory=list)
     _calls: dict[torch.nn.Module, int] = field(default_factory=dict)
 
     @property
@@ -92,7 +111,10 @@ class Forward:
         del self.stack[length:]
         if not self.stack:
             self._calls.clear()
-            self.undo.close()
+            while self.undo:
+                # Forgotten when done: what an interrupt breaks off is done by the next forward.
+                self.undo[-1]()
+                self.undo.pop()
 
 
 class Forwards:

@@ -16,7 +16,7 @@ from pystack_nb.errors import FaultError
 from pystack_nb.faults import structures
 from pystack_nb.faults.elements import Elements
 from pystack_nb.faults.fault import Fault, Strike, streams
-from pystack_nb.faults.hooks import Forward, Forwards, Hook
+from pystack_nb.faults.hooks import Forward, Forwards, Hook, unhook
 from pystack_nb.faults.layers import Layer, OwnSlot, find, layers, listed
 from pystack_nb.faults.log import Contents, Injection, InjectionLog
 from pystack_nb.faults.padding import padded
@@ -24,7 +24,7 @@ from pystack_nb.faults.patches import Patch
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import numpy as np
 
@@ -137,9 +137,10 @@ class _Injection:
         self._weights: list[tuple[Layer, Strike]] = []
         self._lasting: list[tuple[Layer, Strike, Patch]] = []
         self._patches: dict[Patch, Strike] = {}
+        self._hooks: list[tuple[torch.nn.Module, Hook]] = []
         self._complaints: list[str] = []
         for _ in ("once", "again where the first one was interrupted"):
-            undo.callback(self._undo_rest)
+            undo.callback(self._end)
         found = layers(model)
         for strike in strikes:
             layer = find(model, found, strike.fault.layer)
@@ -153,13 +154,12 @@ class _Injection:
         for layer, strike in self._weights:
             if strike.fault.when is None:
                 self._strike_weight(layer, strike, -1)
-        undo.callback(self._forwards.end_all)
         for module in self._neurons:
             # Not the module that a hook is given: replicas of one share its hooks.
             before, after = Hook(partial(self._before, module)), Hook(partial(self._after, module))
-            handle = module.register_forward_pre_hook(before, with_kwargs=True)
-            undo.callback(handle.remove)
-            undo.callback(module.register_forward_hook(after, always_call=True).remove)
+            self._hooks += (module, before), (module, after)
+            module.register_forward_pre_hook(before, with_kwargs=True)
+            module.register_forward_hook(after, always_call=True)
 
     def check(self) -> None:
         """Raise a FaultError if what was struck did not stay in the model."""
@@ -248,7 +248,11 @@ class _Injection:
         return value
 
     def _strike_weight(
-        self, layer: Layer, strike: Strike, forward: int, undo: ExitStack | None = None
+        self,
+        layer: Layer,
+        strike: Strike,
+        forward: int,
+        undo: list[Callable[[], None]] | None = None,
     ) -> None:
         role = strike.fault.role
         slot = layer.slot(role)
@@ -259,7 +263,7 @@ class _Injection:
         patch = Patch(slot, tensor, placed[0])
         self._patches[patch] = strike
         if undo is not None:
-            undo.callback(self._undo, patch)
+            undo.append(partial(self._undo, patch))
         where = forward, 0, role
         patch.strike(tensor, lambda: self._apply(layer, strike, tensor, placed, where))
         if strike.fault.when is None and placed[1].lasting and isinstance(slot, OwnSlot):
@@ -281,8 +285,12 @@ class _Injection:
         if strike is not None:
             self._complain(strike, complaint)
 
-    def _undo_rest(self) -> None:
-        # Those of the whole context, and what an interrupt has kept from being undone.
+    def _end(self) -> None:
+        # Each is forgotten when it is done, and not before: an interrupt may come.
+        while self._hooks:
+            unhook(*self._hooks[-1])
+            self._hooks.pop()
+        self._forwards.end_all()
         while self._patches:
             self._undo(next(reversed(self._patches)))
 

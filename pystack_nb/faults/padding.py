@@ -19,7 +19,7 @@ import torch
 
 from torch import nn
 
-from pystack_nb.faults.hooks import Hook
+from pystack_nb.faults.hooks import Hook, unhook
 
 
 if TYPE_CHECKING:
@@ -36,26 +36,35 @@ def padded(model: nn.Module) -> Iterator[None]:
     Any number of these may be open for a model, in any threads, and end in any order.  A copy
     that is made meanwhile, or a pickled one, packs as the model does by itself.
     """
+    user = object()
+    encoders = [x for x in model.modules() if isinstance(x, nn.TransformerEncoder)]
     with ExitStack() as undo:
-        for module in model.modules():
-            if isinstance(module, nn.TransformerEncoder):
-                with _changing:
-                    encoder = _kept.get(module)
-                    if encoder is None and not getattr(module, "use_nested_tensor", False):
-                        continue
-                    if encoder is None:
-                        encoder = _kept[module] = _Encoder(module)
-                    encoder.users += 1
-                undo.callback(_leave, module, encoder)
+        for _ in ("once", "again where the first one was interrupted"):
+            undo.callback(_leave, encoders, user)
+        for module in encoders:
+            with _changing:
+                encoder = _kept.get(module)
+                if encoder is None and not getattr(module, "use_nested_tensor", False):
+                    continue
+                is_first = encoder is None
+                if encoder is None:
+                    encoder = _kept[module] = _Encoder(module)
+                encoder.users.append(user)
+                if is_first:
+                    encoder.begin(module)
         yield
 
 
-def _leave(module: nn.TransformerEncoder, encoder: _Encoder) -> None:
-    with _changing:
-        encoder.users -= 1
-        if not encoder.users:
-            del _kept[module]
-            encoder.undo.close()
+def _leave(encoders: list[nn.TransformerEncoder], user: object) -> None:
+    for module in encoders:
+        with _changing:
+            encoder = _kept.get(module)
+            if encoder is None:
+                continue
+            encoder.users = [x for x in encoder.users if x is not user]
+            if not encoder.users:
+                encoder.end(module)
+                del _kept[module]
 
 
 class _Running(threading.local):
@@ -77,24 +86,33 @@ class _Off:
 
 
 class _Encoder:
-    """One encoder, and what is to be done when nobody looks at it any more."""
+    """What keeps the padding of one encoder while somebody looks at it."""
 
     def __init__(self, module: nn.TransformerEncoder) -> None:
-        self.users = 0
-        self.undo = ExitStack()
+        self.users: list[object] = []
+        self._packs = module.use_nested_tensor
+        self._hooks: list[tuple[nn.Module, Hook]] = []
         # The padding of the forwards that run in a thread; None where nothing would be packed.
         self._running = _Running()
-        self.undo.callback(setattr, module, "use_nested_tensor", module.use_nested_tensor)
-        module.use_nested_tensor = _Off(module.use_nested_tensor)  # type: ignore[assignment]
-        begin, end = Hook(self._begin), Hook(self._end)
-        handle = module.register_forward_pre_hook(begin, with_kwargs=True)
-        self.undo.callback(handle.remove)
-        handle = module.register_forward_hook(end, prepend=True, always_call=True)
-        self.undo.callback(handle.remove)
+
+    def begin(self, module: nn.TransformerEncoder) -> None:
+        """Make the encoder keep padding.  If an interrupt comes, call `end`."""
+        begin, end, normalise = Hook(self._begin), Hook(self._end), Hook(self._normalise)
+        module.use_nested_tensor = _Off(self._packs)  # type: ignore[assignment]
+        self._hooks += (module, begin), (module, end)
+        module.register_forward_pre_hook(begin, with_kwargs=True)
+        module.register_forward_hook(end, prepend=True, always_call=True)
         if module.norm is not None:
             # Padding becomes zero before it is normalised.
-            handle = module.norm.register_forward_pre_hook(Hook(self._normalise), prepend=True)
-            self.undo.callback(handle.remove)
+            self._hooks.append((module.norm, normalise))
+            module.norm.register_forward_pre_hook(normalise, prepend=True)
+
+    def end(self, module: nn.TransformerEncoder) -> None:
+        """Leave it as it was.  This may be called again, after it was interrupted."""
+        while self._hooks:
+            unhook(*self._hooks[-1])
+            self._hooks.pop()
+        module.use_nested_tensor = self._packs
 
     def _begin(
         self, module: nn.TransformerEncoder, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,10 +23,20 @@ if TYPE_CHECKING:
     from pystack_nb.faults.bits import Masks
     from pystack_nb.faults.layers import Slot
 
+    _Torn = tuple[torch.Tensor, NDArray[np.int64], Masks, list[tuple["Patch", Masks]]]
+
 # All that faults hold in weights, in the order of time, of any model and context: those that
 # meet in an element must know of each other.
 _held: list[Patch] = []
+# How to put back what is being changed: what an interrupt broke off is still here.
+_torn: dict[Patch, _Torn] = {}
 _lock = threading.RLock()
+
+
+def _mend() -> None:
+    """Put back what was broken off, before anything else is done."""
+    for patch in [*_torn]:
+        patch.mend()
 
 
 class Patch:
@@ -47,21 +58,15 @@ class Patch:
     def strike(self, tensor: torch.Tensor, change: Callable[[], None]) -> None:
         """Let ``change`` change the tensor that was opened, and remember what it was."""
         with _lock:
-            self.before = self.after = bits.read(tensor, self._positions)
-            try:
-                _held.append(self)
+            self.before = bits.read(tensor, self._positions)
+            self.after = self.before.copy()
+            _held.append(self)
+            with self._changing(tensor, self._positions, self.before, [(self, self.after)]):
                 change()
                 self._slot.close(tensor)
                 # Packing may round.
                 packed = not isinstance(self._slot, OwnSlot)
                 self.after = bits.read(self._slot.open() if packed else tensor, self._positions)
-            except BaseException:
-                # First of all the bits: another interrupt may come.
-                bits.write(tensor, self._positions, self.before)
-                self._slot.close(tensor)
-                if self in _held:
-                    _held.remove(self)
-                raise
 
     def force(
         self, tensor: torch.Tensor, positions: NDArray[np.int64], change: Callable[[], None]
@@ -74,22 +79,27 @@ class Patch:
             As of `undo`; a tensor that the program has put in the place of another one is
             struck as that was.
         """
-        if self._memory_of(tensor) != self._memory:
-            exchanged, complaint = tensor is not self._tensor, self.undo()
-            self._aim(tensor, positions)
-            self.strike(tensor, change)
-            return "" if exchanged else complaint
         with _lock:
+            _mend()
+            # A patch that an interrupt kept from being put there again is held no more.
+            if self not in _held or self._memory_of(tensor) != self._memory:
+                exchanged, complaint = tensor is not self._tensor, self.undo()
+                self._aim(tensor, positions)
+                self.strike(tensor, change)
+                return "" if exchanged else complaint
             tops = [*self._tops()]
             current = bits.read(tensor, positions)
             for top, mine, its in tops:
                 written = current[mine] != top.after[its]
                 top.before[its[written]] = current[mine][written]
-            change()
-            current = bits.read(tensor, positions)
-            for top, mine, its in tops:
-                top.after[its] = current[mine]
-        return ""
+            with self._changing(tensor, positions, current, [(top, top.after) for top, *_ in tops]):
+                change()
+                made = bits.read(tensor, positions)
+                for top, mine, its in tops:
+                    # Another array: the one that is there may have to be put back.
+                    top.after = top.after.copy()
+                    top.after[its] = made[mine]
+            return ""
 
     def undo(self) -> str:
         """Put the elements back that still hold what the fault made of them.
@@ -102,6 +112,7 @@ class Patch:
             Why the weight of the model is not what it was; empty if it is.
         """
         with _lock:
+            _mend()
             if self not in _held:
                 return ""
             free, complaint = self._hand_over(), ""
@@ -114,6 +125,34 @@ class Patch:
                 self._slot.close(tensor)
             _held.remove(self)
             return complaint
+
+    def mend(self) -> None:
+        """Put back what was broken off.  It may be called again, after it was interrupted."""
+        if self not in _torn:
+            return
+        tensor, positions, stored, afters = _torn[self]
+        bits.write(tensor, positions, stored)
+        self._slot.close(tensor)
+        for patch, after in afters:
+            patch.after = after
+        del _torn[self]
+
+    @contextmanager
+    def _changing(
+        self,
+        tensor: torch.Tensor,
+        positions: NDArray[np.int64],
+        stored: Masks,
+        afters: list[tuple[Patch, Masks]],
+    ) -> Iterator[None]:
+        """Put elements and what patches know of them back, unless all of it was changed."""
+        _torn[self] = tensor, positions, stored, afters
+        try:
+            yield
+            del _torn[self]
+        except BaseException:
+            self.mend()
+            raise
 
     def _aim(self, tensor: torch.Tensor, positions: NDArray[np.int64]) -> None:
         self._tensor = tensor

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pystack_nb.faults.patterns import Positions, Region
 
 _DETECTED = "detected"
+_NONE = "none"
 _COLUMNS = {"layer", "call", "role", "element", "sample", "and_mask", "or_mask", "xor_mask"}
 
 
@@ -64,7 +65,7 @@ def compare(
         how to strike; a plain random sample (``allocation="proportional"``), for the rates are
         those of its rows.
     protections : mapping of str to Defence or sequence of Defence
-        What to compare, by names.
+        What to compare, by names; ``none`` is the name of the row without any.
     metric : callable, optional
         What a silent corruption is, as for `Campaign`; `Top1` by default.
     confidence : float
@@ -93,8 +94,8 @@ def compare(
     Raises
     ------
     CampaignError
-        If there is no fault, a column is missing, or the metric needs labels that the data
-        hasn't got.
+        If there is no fault, a column is missing, a protection is named ``none``, or the metric
+        needs labels that the data hasn't got.
     FaultError
         If a protection, which is named, can't be put into the model or run.
     FaultDetectedError
@@ -120,8 +121,13 @@ def compare(
             "these faults are told by seeds, of a pattern or of values: give those of a campaign"
             " without a pattern, and with a model of bits or of written values"
         )
+    if _NONE in protections:
+        raise CampaignError(
+            f"{_NONE!r} is the name of the row without protection, to which the others are"
+            " compared: give this protection another name"
+        )
     faults = pd.DataFrame({"value": np.nan, "bit": -1}, faults.index).assign(**faults)
-    variants: dict[str, Sequence[Defence] | None] = {"none": None}
+    variants: dict[str, Sequence[Defence] | None] = {_NONE: None}
     variants |= {n: (d,) if isinstance(d, Defence) else tuple(d) for n, d in protections.items()}
     trials = _Trials(model, inputs, labels, judge)
     samples = sorted(set(faults["sample"]))
@@ -146,7 +152,7 @@ def compare(
                 "SDC_high": high,
                 "false_alarms": alarms,
                 "forward_us": times[name] / 1e3,
-                "added_time": times[name] / times["none"] - 1,
+                "added_time": times[name] / times[_NONE] - 1,
             }
         )
     table = pd.DataFrame(rows)

@@ -8,6 +8,8 @@ import threading
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
+from pystack_nb.faults.hooks import unhook
+
 
 if TYPE_CHECKING:
     from collections import OrderedDict
@@ -30,20 +32,27 @@ def watch(module: nn.Module, guards: list[Guard], undo: ExitStack) -> None:
     A module that several protections guard is watched once, so that they can end in any order;
     the one that came last looks first.  A copy of the module, or a pickled one, is unprotected.
     """
+    for _ in ("once", "again where the first one was interrupted"):
+        undo.callback(_leave, module, guards)
     with _changing:
         found = _watches.get(module)
+        is_first = found is None
         if found is None:
             found = _watches[module] = _Watch(module)
         found.groups = (guards, *found.groups)
-    undo.callback(_leave, module, found, guards)
+        if is_first:
+            found.begin()
 
 
-def _leave(module: nn.Module, found: _Watch, guards: list[Guard]) -> None:
+def _leave(module: nn.Module, guards: list[Guard]) -> None:
     with _changing:
+        found = _watches.get(module)
+        if found is None:
+            return
         found.groups = tuple(group for group in found.groups if group is not guards)
         if not found.groups:
-            del _watches[module]
             found.remove()
+            del _watches[module]
 
 
 class _Open(threading.local):
@@ -61,12 +70,18 @@ class _Watch:
         self._own = module.__dict__.get("forward")
         self._plain: Callable[..., Any] = module.forward
         self._forward = _Forward(self, module, self._plain)
-        self._hook = module.register_forward_hook(self, with_kwargs=True)
-        module.__dict__["forward"] = self._forward
+
+    def begin(self) -> None:
+        """Watch.  If an interrupt comes, call `remove`."""
+        self._hook = self._module.register_forward_hook(self, with_kwargs=True)
+        self._module.__dict__["forward"] = self._forward
 
     def remove(self) -> None:
-        """Leave the module as it was, but for what others have put there since."""
-        self._hook.remove()
+        """Leave the module as it was, but for what others have put there since.
+
+        This may be called again, after it was interrupted.
+        """
+        unhook(self._module, self)
         held = self._module.__dict__
         if held.get("forward") is self._forward:
             if self._own is None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import threading
 
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from pystack_nb.faults.padding import padded
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _WANTED = {"benchmark": False, "deterministic": True}
 _changing = threading.Lock()
@@ -54,17 +54,36 @@ def untouched(model: torch.nn.Module, *, generators: bool = True) -> Iterator[No
             and not bits.overlaps(x)
         }
         saved = [(x, x.detach().clone()) for x in tensors.values()]
-        try:
+        with _at_the_end(_put_back, saved, held):
             yield
-        finally:
-            with torch.inference_mode():
-                for tensor, before in saved:
-                    tensor.data.copy_(before)
-            for own, at_first in held:
-                same = len(own) == len(at_first)
-                if not same or any(own.get(k) is not x for k, x in at_first.items()):
-                    own.clear()
-                    own.update(at_first)
+
+
+@contextmanager
+def _at_the_end(function: Callable[..., None], *given: Any) -> Iterator[None]:
+    """Call a function at the end, and again in case that an interrupt came."""
+    with ExitStack() as undo:
+        for _ in range(2):
+            undo.callback(function, *given)
+        yield
+
+
+def _put_back(
+    saved: list[tuple[torch.Tensor, torch.Tensor]],
+    held: list[tuple[dict[str, Any], dict[str, Any]]],
+) -> None:
+    # Each is forgotten when it is done, and not before.
+    with torch.inference_mode():
+        while saved:
+            tensor, before = saved[-1]
+            tensor.data.copy_(before)
+            saved.pop()
+    while held:
+        own, at_first = held[-1]
+        same = len(own) == len(at_first)
+        if not same or any(own.get(k) is not x for k, x in at_first.items()):
+            own.clear()
+            own.update(at_first)
+        held.pop()
 
 
 @contextmanager
@@ -72,14 +91,16 @@ def _generators_kept() -> Iterator[None]:
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
+
+    def put_back() -> None:
         random.setstate(python)
         np.random.set_state(legacy)  # noqa: NPY002 - the global one
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+    with _at_the_end(put_back):
+        yield
 
 
 @contextmanager

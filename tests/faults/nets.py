@@ -188,7 +188,8 @@ def same_bits(first, second):
     """Tell whether two tensors hold the same bits, NaN included."""
     if first.shape != second.shape or first.dtype != second.dtype:
         return False
-    both = (t.detach().contiguous().flatten().view(torch.uint8) for t in (first, second))
+    both = (t.int_repr() if t.is_quantized else t for t in (first, second))
+    both = (t.detach().contiguous().flatten().view(torch.uint8) for t in both)
     return torch.equal(*both)
 
 

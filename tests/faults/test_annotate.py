@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 
+from interrupting import interrupted_everywhere
 from nets import Dictionary, Residual, Shared, kinds, lenet, perceptron, state, unchanged
 from recorded import layers_of, recorded
 from torch import nn
@@ -112,6 +113,21 @@ def test_an_interrupt_leaves_no_hook_and_ends_the_spans_with_the_block():
     assert "raised" not in args["inner"]
     model.stopping.remove()
     assert unchanged(model, state(model))
+
+
+def test_no_hook_is_left_wherever_an_interrupt_comes():
+    model = nn.Sequential(nn.Linear(2, 2))
+    before = state(model)
+
+    def run():
+        with faults.annotate(model), faults.annotate(model[0]):
+            model(torch.ones(1, 2))
+
+    def check(place):
+        assert unchanged(model, before), place
+
+    assert interrupted_everywhere(lambda: recorded(run), check, "annotate.py") > 100
+    assert layers_of(recorded(run)) == [("(model)", 0), ("0", 0), ("(model)", 0)]
 
 
 def test_a_forward_after_an_interrupted_one_begins_anew():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 
 import numpy as np
 import pandas as pd
@@ -253,6 +254,28 @@ def test_several_forwards_give_mean_and_standard_deviation_and_some_can_be_left_
     assert (later.attrs["forwards"], later.attrs["left_out"]) == (2, 1)
     with pytest.raises(FaultError, match="take more"):
         faults.exposure(rec, model, runs=slice(3, None))
+
+
+def test_a_forward_that_is_held_up_counts_in_the_mean_and_shows_in_the_deviation():
+    model, waits = perceptron(), [0, 0, 0.05, 0, 0]
+    forward = model.relu.forward
+
+    def run():
+        with faults.annotate(model), torch.no_grad():
+            for wait in waits:
+                model.relu.forward = lambda x, wait=wait: time.sleep(wait) or forward(x)
+                model(torch.ones(1, 3))
+
+    rec = recorded(run)
+    lasted = rec.events.groupby("name")["dur_ns"].apply(lambda x: x.to_numpy() / SECOND)
+    table = faults.exposure(rec, model)
+    own = table.set_index("layer").loc["relu"]
+    assert own["seconds"] == pytest.approx(lasted["relu"].mean())
+    assert own["bit_seconds_sd"] == pytest.approx(4 * 32 * lasted["relu"].std(ddof=1))
+    assert table.attrs["forward_seconds"] == pytest.approx(lasted["(model)"].mean())
+    assert lasted["relu"].mean() > 2 * np.median(lasted["relu"])
+    later = faults.exposure(rec, model, runs=slice(3, None)).set_index("layer").loc["relu"]
+    assert later["seconds"] == pytest.approx(lasted["relu"][3:].mean())
 
 
 def test_a_layer_that_runs_twice_is_exposed_for_both_calls():

@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 
+from interrupting import interrupted_everywhere
 from nets import state, unchanged
 from recorded import recorded
 from torch import nn
@@ -149,6 +150,21 @@ def test_a_fault_strikes_one_sample_and_one_that_changes_nothing_none():
         off = ~torch.isclose(found, right, rtol=1e-5, atol=1e-5).all(1)
         assert off.nonzero().flatten().tolist() == differing
     assert torch.equal(plain(model, x, mask), right)
+
+
+def test_encoders_are_left_as_they_were_wherever_an_interrupt_comes():
+    model, x, mask = made(nn.LayerNorm(8))
+    before = state(model)
+
+    def run():
+        with padded(model), padded(model.encoder):
+            plain(model, x, mask)
+
+    def check(place):
+        assert unchanged(model, before), place
+        assert model.encoder.use_nested_tensor is True, place
+
+    assert interrupted_everywhere(run, check, "padding.py", "hooks.py") > 50
 
 
 @pytest.mark.parametrize("computed", [False, True])

@@ -464,6 +464,12 @@ def test_compare_names_the_protection_that_is_refused(defence, kind, message):
     assert hooked(model) == 0
 
 
+def test_compare_reserves_the_name_of_the_row_without_protection():
+    rows = planned([{"layer": "0", "element": 0, "xor_mask": 1}])
+    with pytest.raises(CampaignError, match=r"^'none' is the name of the row .* another name$"):
+        compare(network(), images(), rows, {"none": faults.NanDetector()}, repeats=1)
+
+
 def test_compare_needs_faults_and_labels():
     model, x = network(), images()
     with pytest.raises(CampaignError, match="no column 'sample': give a plan's"):

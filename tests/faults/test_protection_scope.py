@@ -9,6 +9,8 @@ import threading
 import pytest
 import torch
 
+from interrupting import interrupted_everywhere
+from nets import state, unchanged
 from torch import nn
 
 from pystack_nb import faults
@@ -123,3 +125,19 @@ def test_a_forward_that_somebody_else_has_kept_runs_when_the_protection_has_ende
     assert torch.equal(model(X), right)
     del model[0].forward
     assert traces(model) == 0
+
+
+def test_a_model_is_unprotected_at_the_end_wherever_an_interrupt_comes():
+    model, duplicate = network(), faults.Duplicate(layers=["0"])
+    before, defences = state(model), [faults.NanDetector(), duplicate]
+
+    def run():
+        with faults.protect(model, *defences), faults.protect(model, faults.NanDetector()):
+            model(X)
+
+    def check(place):
+        assert unchanged(model, before), place
+        assert not any("forward" in module.__dict__ for module in model.modules()), place
+
+    files = ("protection_scope.py", "protection_watch.py")
+    assert interrupted_everywhere(run, check, *files) > 100

@@ -2,7 +2,11 @@
 
 import torch
 
-from pystack_nb.faults.state import repeatable
+from interrupting import interrupted_everywhere
+from nets import state, unchanged
+from torch import nn
+
+from pystack_nb.faults.state import repeatable, untouched
 
 
 def test_cudnn_is_as_it_was_when_the_last_of_several_ends():
@@ -20,3 +24,36 @@ def test_cudnn_is_as_it_was_when_the_last_of_several_ends():
         assert (flags.benchmark, flags.deterministic) == (True, False)
     finally:
         flags.benchmark, flags.deterministic = before
+
+
+class Changing(nn.Module):
+    """Changes a buffer, and puts another object in the place of an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+        self.seen = None
+
+    def forward(self, x):
+        self.count += 1
+        self.seen = x
+        self.more = x
+        return x
+
+
+def test_what_forwards_change_is_put_back_wherever_an_interrupt_comes():
+    model = nn.Sequential(Changing(), nn.BatchNorm1d(3))
+    before = state(model)
+    held = [dict(module.__dict__) for module in model.modules()]
+    generators = torch.get_rng_state()
+
+    def run():
+        with untouched(model):
+            model(torch.randn(2, 3))
+
+    def check(place):
+        assert unchanged(model, before), place
+        assert [dict(module.__dict__) for module in model.modules()] == held, place
+        assert torch.equal(torch.get_rng_state(), generators), place
+
+    assert interrupted_everywhere(run, check, "state.py") > 30
