@@ -408,7 +408,10 @@ class Campaign(Analysis):
     def _done(self) -> pd.DataFrame:
         if self._store is not None:
             return self._store.read()
-        return pd.concat(self._finished, ignore_index=True) if self._finished else pd.DataFrame()
+        if not self._finished:
+            return pd.DataFrame()
+        # An interrupt may have come between keeping a batch and knowing that it is kept.
+        return pd.concat(self._finished, ignore_index=True).drop_duplicates("fault")
 
     @property
     def _arguments(self) -> dict[str, Any]:

@@ -22,7 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pystack_nb.errors import FaultError
 from pystack_nb.faults import structures
 from pystack_nb.faults.data import Inputs
+from pystack_nb.faults.hooks import unhook
 from pystack_nb.faults.layers import layers
+from pystack_nb.faults.state import at_the_end
 
 
 if TYPE_CHECKING:
@@ -114,16 +116,14 @@ def trace(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Trace:
     """
     found = Trace()
     recorder = _Recorder(found)
-    # A number that comes out of one of these would be the golden one for ever.
-    recorder.keep_numbers_in((*model.parameters(), *model.buffers()))
     # Aliases, so that an input that is also a parameter or a buffer is not taken for it.
     given = Inputs.of(inputs).each(lambda x: x.view_as(x))
-    try:
+    with at_the_end(recorder.let_go):
+        # A number that comes out of one of these would be the golden one for ever.
+        recorder.keep_numbers_in((*model.parameters(), *model.buffers()))
         found.inputs = [recorder.number(tensor) for tensor in given]
         with torch.inference_mode(), hooked(model, recorder.mark), recorder:
             output = given.given_to(model)
-    finally:
-        recorder.let_go()
     for path in structures.outputs(output).values():
         tensor = structures.get(output, path)
         if not recorder.knows(tensor) or tensor.is_quantized:
@@ -161,9 +161,12 @@ def hooked(
 
     with ExitStack() as undo:
         for name, layer in layers(model).items():
-            module = layer.module
-            undo.callback(module.register_forward_pre_hook(before(name), with_kwargs=True).remove)
-            undo.callback(module.register_forward_hook(after(name)).remove)
+            module, first, last = layer.module, before(name), after(name)
+            # Before they are there: an interrupt may come next.
+            undo.callback(unhook, module, first)
+            undo.callback(unhook, module, last)
+            module.register_forward_pre_hook(first, with_kwargs=True)
+            module.register_forward_hook(last)
         yield
 
 
@@ -186,12 +189,23 @@ def _exchanged(
     return value
 
 
+@dataclass
+class _Tracing:
+    """The thread that is traced, None when that is over.
+
+    Beside the recorder, as a forward may copy tensors with all that is theirs.
+    """
+
+    thread: int | None
+
+
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, into: Trace) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._trace = into
         self._id_of: dict[int, int] = {}
         self._watched: list[torch.Tensor] = []
+        self._tracing = _Tracing(get_ident())
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -213,10 +227,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._watched.append(tensor)
             for name in _WAYS_OUT:
                 way = getattr(type(tensor), name)
-                setattr(tensor, name, partial(_refuse_numbers, get_ident(), name, way, tensor))
+                setattr(tensor, name, partial(_refuse_numbers, self._tracing, name, way, tensor))
 
     def let_go(self) -> None:
         """Let numbers out of all tensors again."""
+        self._tracing.thread = None
         for tensor in self._watched:
             for name in _WAYS_OUT:
                 tensor.__dict__.pop(name, None)
@@ -281,9 +296,9 @@ def _takes_places(func: Any, args: tuple[Any, ...]) -> bool:
 
 
 def _refuse_numbers(
-    thread: int, name: str, way: Callable[..., Any], tensor: torch.Tensor, *args: Any, **kw: Any
+    by: _Tracing, name: str, way: Callable[..., Any], tensor: torch.Tensor, *args: Any, **kw: Any
 ) -> Any:
-    if get_ident() != thread:
+    if get_ident() != by.thread:
         return way(tensor, *args, **kw)
     raise UntraceableError(f"the forward takes numbers out of a tensor by {name}")
 

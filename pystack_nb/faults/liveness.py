@@ -22,6 +22,7 @@ from torch.utils.flop_counter import flop_registry
 
 from pystack_nb.errors import FaultError
 from pystack_nb.faults import bits, structures
+from pystack_nb.faults.hooks import unhook
 from pystack_nb.faults.layers import ROOT, OwnSlot, layers
 from pystack_nb.faults.state import untouched
 
@@ -206,8 +207,11 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if isinstance(slot, OwnSlot):
                     self.stored(slot.open())
             before, after = self._hooks(layer)
-            hooks.callback(layer.module.register_forward_pre_hook(before).remove)
-            hooks.callback(layer.module.register_forward_hook(after, prepend=True).remove)
+            # Before they are there: an interrupt may come next.
+            hooks.callback(unhook, layer.module, before)
+            hooks.callback(unhook, layer.module, after)
+            layer.module.register_forward_pre_hook(before)
+            layer.module.register_forward_hook(after, prepend=True)
 
     def stored(self, tensor: Any) -> _Stored | None:
         """Give what is known of a tensor's storage; what is new was there before the model ran."""

@@ -17,6 +17,7 @@ from torch import nn
 
 from pystack_nb import marks
 from pystack_nb.errors import FaultError
+from pystack_nb.faults.hooks import unhook
 from pystack_nb.faults.layers import ROOT
 from pystack_nb.faults.padding import padded
 from pystack_nb.faults.pytorchfi_layers import Layer, first_tensor, with_first_tensor
@@ -252,6 +253,13 @@ class CorruptedNeurons(CorruptedModel):
                     " not take place: inject into layers that run on this input"
                 )
 
+        # Before they are there: an interrupt may come next.
+        for module, hook in [
+            (self._model, begin),
+            *((x, strike) for x in hooked),
+            (self._model, end),
+        ]:
+            undo.callback(unhook, module, hook)
         handles = [self._model.register_forward_pre_hook(begin)]
         handles += [module.register_forward_hook(strike) for module in hooked]
         handles.append(self._model.register_forward_hook(end))
@@ -259,8 +267,6 @@ class CorruptedNeurons(CorruptedModel):
         pfi.handles = handles
         undo.callback(setattr, pfi, "handles", before)
         undo.callback(pfi.reset_current_layer)
-        for handle in handles:
-            undo.callback(handle.remove)
 
 
 def set_values(injection: FaultInjection, number: int, output: Any) -> Any:

@@ -54,12 +54,12 @@ def untouched(model: torch.nn.Module, *, generators: bool = True) -> Iterator[No
             and not bits.overlaps(x)
         }
         saved = [(x, x.detach().clone()) for x in tensors.values()]
-        with _at_the_end(_put_back, saved, held):
+        with at_the_end(_put_back, saved, held):
             yield
 
 
 @contextmanager
-def _at_the_end(function: Callable[..., None], *given: Any) -> Iterator[None]:
+def at_the_end(function: Callable[..., None], *given: Any) -> Iterator[None]:
     """Call a function at the end, and again in case that an interrupt came."""
     with ExitStack() as undo:
         for _ in range(2):
@@ -99,7 +99,7 @@ def _generators_kept() -> Iterator[None]:
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
 
-    with _at_the_end(put_back):
+    with at_the_end(put_back):
         yield
 
 

@@ -12,6 +12,7 @@ import torch
 
 from pystack_nb.errors import FaultError
 from pystack_nb.faults import structures
+from pystack_nb.faults.hooks import unhook
 from pystack_nb.faults.layers import Layer, layers
 from pystack_nb.faults.state import untouched
 
@@ -149,8 +150,11 @@ class _Tracer:
             call.outputs = self._see(call, structures.outputs(output), output)
             call.ended = self._tick()
 
-        hooks.callback(layer.module.register_forward_pre_hook(before, with_kwargs=True).remove)
-        hooks.callback(layer.module.register_forward_hook(after, always_call=True).remove)
+        # Before they are there: an interrupt may come next.
+        hooks.callback(unhook, layer.module, before)
+        hooks.callback(unhook, layer.module, after)
+        layer.module.register_forward_pre_hook(before, with_kwargs=True)
+        layer.module.register_forward_hook(after, always_call=True)
 
     def _tick(self) -> int:
         self._clock += 1

@@ -471,8 +471,10 @@ class TestAnEngine:
             np.asarray,
             np.from_dlpack,
             lambda x: x.item() if x.numel() == 1 else x.sum().item(),
+            lambda x: x.data.numpy(),
+            lambda x: x.detach().tolist(),
         ],
-        ids=["numpy", "tolist", "asarray", "dlpack", "item"],
+        ids=["numpy", "tolist", "asarray", "dlpack", "item", "data", "detach"],
     )
     def test_follows_no_forward_that_takes_numbers_out_of_tensors(self, way):
         class Takes(nn.Module):

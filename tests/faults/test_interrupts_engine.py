@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import torch
 
 from evaluated import flips
@@ -90,3 +91,42 @@ def test_a_campaign_puts_back_what_it_struck():
         check = left_as_it_was(model)
         where = ("engine_weights.py", "engine_seeded.py")
         assert interrupted_everywhere(run, check, *where, step=3) > 30
+
+
+def test_a_campaign_that_is_broken_off_ends_with_the_same_table():
+    model, data = perceptron(), samples(2)
+    kept = {"seed": 0, "sites": "weights", "faults": 40}
+    expected = faults.Campaign(model, data, **kept).run(progress=False)
+    broken = []
+
+    def run():
+        broken.append(faults.Campaign(model, data, **kept))
+        broken[-1].run(progress=False)
+
+    def check(place):
+        if not broken:
+            return  # it was not there yet
+        found = broken.pop().run(progress=False)
+        pd.testing.assert_frame_equal(found, expected, check_exact=True, obj=str(place))
+
+    assert interrupted_everywhere(run, check, "campaign.py", step=3) > 40
+
+
+def test_models_that_are_looked_at_keep_no_hooks_and_give_their_numbers():
+    model = perceptron()
+    modules = [*model.modules()]
+
+    def looked_at():
+        faults.sites(model, X)
+        program = Engine(model, EngineData([X])).program
+        assert program is not None
+
+    def check(place):
+        for module in modules:
+            assert not module._forward_hooks, place
+            assert not module._forward_pre_hooks, place
+        for tensor in model.parameters():
+            tensor.data.numpy()
+            assert tensor.tolist() is not None, place
+
+    assert interrupted_everywhere(looked_at, check, "engine_trace.py", "trace.py", step=7) > 60
