@@ -3,7 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from campaigning import campaign, run
 from tqdm import tqdm
+
+from pystack_nb.faults import campaign as campaigns
 
 
 # The networks are small, and other processes may keep the other processors busy.
@@ -22,3 +25,14 @@ def one_way_of_attention():
         torch.manual_seed(0)
         yield
     torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    monkeypatch.setattr(campaigns, "_BATCH", (25, 25))
+
+
+@pytest.fixture(scope="session")
+def expected():
+    """What the usual campaign gives."""
+    return run(campaign())

@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 import torch
 
+from campaigning import run, same
+
 from pystack_nb.errors import CampaignError, FaultError
 from pystack_nb.faults import campaign as campaigns
 from pystack_nb.faults import plan
@@ -56,14 +58,6 @@ def tripled(values, rng):
 def campaign(error=None, pattern=None, net=None, data=None, **options):
     net, data = net or nets.perceptron(), data or nets.samples()
     return Campaign(net, data, error, pattern=pattern, **({"seed": 1, "faults": FAULTS} | options))
-
-
-def run(one, *args):
-    return one.run(*args, progress=False)
-
-
-def same(one, other):
-    pd.testing.assert_frame_equal(one, other, check_exact=True)
 
 
 def outcome(net, fault, inputs, error, pattern):

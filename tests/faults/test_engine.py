@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import threading
 
 import numpy as np
@@ -10,10 +9,22 @@ import pytest
 import reference
 import torch
 
+from engine_nets import (
+    Block,
+    Both,
+    Counts,
+    Folds,
+    InPlace,
+    Looks,
+    Mixes,
+    Remembers,
+    Sequences,
+    Shared,
+)
 from evaluated import check, flips, lenet
 from torch import nn
 
-from pystack_nb.errors import CampaignError, FaultError
+from pystack_nb.errors import FaultError
 from pystack_nb.faults import engine_trace
 from pystack_nb.faults.engine import Engine, EngineData
 from pystack_nb.faults.engine_weights import Weight
@@ -21,172 +32,6 @@ from pystack_nb.faults.metrics import Exact, Tolerance, Top1, TopK
 
 
 pytestmark = pytest.mark.usefixtures("one_way_of_attention")
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 3, 3, padding=1)
-        self.conv2 = nn.Conv2d(3, 3, 3, padding=1)
-        self.relu = nn.ReLU(inplace=True)
-        self.shortcut = nn.Identity()
-
-    def forward(self, x):
-        return self.relu(self.conv2(self.relu(self.conv1(x))) + self.shortcut(x))
-
-
-class InPlace(nn.Module):
-    """Changes tensors that are also held elsewhere, by way of views, too."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3, padding=1)
-        self.relu = nn.ReLU(inplace=True)
-        self.norm = nn.GroupNorm(2, 4)
-        self.up = nn.ConvTranspose2d(4, 2, 2, 2)
-        self.out = nn.Linear(8, 5)
-
-    def forward(self, x):
-        y = self.conv(x)
-        z = self.relu(y) + y
-        z[:, 0] = 0
-        a, b = z.chunk(2, 1)
-        a.add_(1)
-        z = self.norm(z) * b.mean((1, 2, 3), keepdim=True)
-        return self.out(nn.functional.adaptive_avg_pool2d(self.up(z), 2).flatten(1))
-
-
-class Sequences(nn.Module):
-    """Samples along the second dimension, tuples, attention, and a weight that is computed."""
-
-    def __init__(self):
-        super().__init__()
-        self.lstm = nn.LSTM(4, 5, 2, bidirectional=True)
-        self.encoder = nn.TransformerEncoderLayer(10, 2, 16)
-        self.attention = nn.MultiheadAttention(10, 2)
-        self.out = nn.utils.parametrizations.weight_norm(nn.Linear(10, 4))
-
-    def forward(self, x):
-        y = self.encoder(self.lstm(x.transpose(0, 1))[0])
-        return self.out(self.attention(y, y, y)[0].mean(0))
-
-
-class Shared(nn.Module):
-    """Two inputs, one layer that runs twice, an Identity, and a dict."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(10, 6)
-        self.twice = nn.Linear(6, 6)
-        self.norm = nn.LayerNorm(6)
-        self.same = nn.Identity()
-        self.never = nn.Linear(6, 2)
-        self.out = nn.Linear(6, 4)
-
-    def forward(self, tokens, scale):
-        y = self.embed(tokens).sum(1)
-        z = self.twice(torch.relu(self.twice(y))) + self.same(y)
-        z = self.norm(z) * scale[:, None]
-        return {"logits": self.out(z), "hidden": (z,)}
-
-
-class Looks(nn.Module):
-    """Goes another way for other numbers."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(6, 6)
-
-    def forward(self, x):
-        y = self.linear(x)
-        return y * 2 if y.sum() > 0 else -y
-
-
-class Mixes(nn.Module):
-    """Looks at the other samples of its batch."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(6, 6)
-
-    def forward(self, x):
-        y = self.linear(x)
-        return y - y.mean(0)
-
-
-class Remembers(nn.Module):
-    """Changes a buffer, and gives another one in its place, with each forward."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(6, 6)
-        self.register_buffer("seen", torch.zeros(1))
-        self.register_buffer("mean", torch.zeros(6))
-
-    def forward(self, x):
-        y = self.linear(x)
-        self.seen += 1
-        self.mean = 0.9 * self.mean + y.mean(0)
-        return torch.where(self.seen % 3 == 0, -y, y) - self.mean
-
-
-class Counts(nn.Module):
-    """Remembers in an attribute."""
-
-    def __init__(self, seen):
-        super().__init__()
-        self.linear = nn.Linear(6, 6)
-        self.seen = seen
-
-    def forward(self, x):
-        y = self.linear(x)
-        if isinstance(self.seen, list):
-            self.seen.append(None)
-            return -y if len(self.seen) % 2 else y
-        self.seen += 1
-        self.last = y
-        return -y if self.seen % 7 < 3 and y.sum() > -9e9 else y
-
-
-class Folds(nn.Module):
-    """Folds the tokens of its samples into the batch."""
-
-    def __init__(self):
-        super().__init__()
-        self.token = nn.Linear(4, 3)
-        self.out = nn.Linear(3, 3)
-
-    def forward(self, x):
-        y = self.token(x.reshape(-1, 4))
-        return self.out(y.view(*x.shape[:2], 3).mean(1))
-
-
-class Rolls(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(6, 6)
-
-    def forward(self, x):
-        y = self.linear(x)
-        return y * random.choice([1, 1, 2]) if y.sum() > -9e9 else y
-
-
-class Both(nn.Module):
-    """Gives classes, and numbers and places beside them."""
-
-    def __init__(self):
-        super().__init__()
-        self.classes = nn.Linear(6, 3)
-        self.numbers = nn.Linear(6, 4)
-
-    def forward(self, x):
-        y = self.numbers(x)
-        return self.classes(x), y, y.argmax(1)
-
-
-class Chance(nn.Module):
-    def forward(self, x):
-        return x + torch.rand_like(x)
 
 
 class TestOutcomesEqualThoseOfOneFaultPerForward:
@@ -522,127 +367,3 @@ class TestAnEngine:
         assert ways.attrs["ways"]["batch"] == 300
         assert ways.attrs["ways"]["alone"] < 10
         assert ways.attrs["ways"]["direct"] == 0
-
-
-class TestRefused:
-    def test_is_a_model_in_training_mode(self):
-        with pytest.raises(FaultError, match=r"model\.eval\(\)"):
-            Engine(lenet().train(), EngineData([torch.randn(2, 1, 8, 8)]))
-
-    def test_is_a_model_that_draws_random_numbers(self):
-        net, inputs = nn.Sequential(nn.Linear(3, 3), Chance()).eval(), [torch.randn(4, 3)]
-        with pytest.raises(FaultError, match="random"):
-            Engine(net, EngineData(inputs)).evaluate(flips(net, inputs, 5))
-
-    def test_is_a_model_that_remembers_where_it_can_not_be_put_back(self):
-        net, inputs = Counts([]).eval(), [torch.randn(1, 6)]
-        with pytest.raises(FaultError, match="another output for the same input"):
-            Engine(net, EngineData(inputs)).evaluate(flips(net, inputs, 18))
-
-    def test_is_a_model_that_draws_from_other_generators(self):
-        net, inputs = Rolls().eval(), [torch.randn(4, 6)]
-        with pytest.raises(FaultError, match="random"):
-            Engine(net, EngineData(inputs)).evaluate(flips(net, inputs, 5))
-
-    def test_is_an_element_of_another_sample_even_if_the_model_catches_all(self):
-        class Catches(Folds):
-            def forward(self, x):
-                try:
-                    return super().forward(x)
-                except Exception:  # noqa: BLE001 - as some models do
-                    return x.sum((1, 2), keepdim=True)[:, :, 0].expand(len(x), 3)
-
-        for net in (Folds().eval(), Catches().eval()):
-            inputs = [torch.randn(4, 5, 4)]
-            faults = flips(net, inputs, 3, kind="neuron")
-            faults["layer"], faults["role"], faults["element"] = "token", "output", 5 * 3
-            with pytest.raises(FaultError, match="15 elements of a sample"):
-                Engine(net, EngineData(inputs)).evaluate(faults)
-
-    @pytest.mark.parametrize("looks", [False, True])
-    def test_is_a_golden_output_without_a_finite_number(self, looks):
-        class Divides(Looks):
-            def forward(self, x):
-                y = super().forward(x) if looks else self.linear(x)
-                return y / (x[:, :1] * 0)
-
-        net, inputs = Divides().eval(), [torch.randn(4, 6)]
-        with pytest.raises(CampaignError, match="has no finite number"):
-            Engine(net, EngineData(inputs)).evaluate(flips(net, inputs, 5))
-
-    def test_is_a_metric_without_its_labels(self):
-        with pytest.raises(CampaignError, match="labels"):
-            Engine(lenet(), EngineData([torch.randn(2, 1, 8, 8)]), Top1(where_right=True))
-
-    @pytest.mark.parametrize(
-        ("labels", "told"),
-        [
-            (torch.full((4,), 7), "from 7 to 7, and the model has 5 classes"),
-            (torch.full((4,), -100), "give labels from 0 to 4"),
-            (torch.rand(4), "float32 name no class"),
-            (torch.eye(5, dtype=torch.int64)[:4], r"shape \(5,\) and type int64"),
-        ],
-        ids=["large", "negative", "floating", "one-hot"],
-    )
-    def test_are_labels_that_name_no_class(self, labels, told):
-        net, inputs = lenet(), [torch.randn(4, 1, 8, 8)]
-        with pytest.raises(CampaignError, match=told):
-            Engine(net, EngineData(inputs, labels)).evaluate(flips(net, inputs, 5))
-
-    @pytest.mark.parametrize(
-        ("net", "metric", "told"),
-        [
-            (nn.Conv2d(1, 3, 1), Top1(), r"say which dimension"),
-            (nn.Conv2d(1, 3, 1), TopK(2), r"class_dim=-3"),
-            (nn.Flatten(), Top1(class_dim=-3), "no dimension -3"),
-            (nn.Sequential(nn.Conv2d(1, 1, 4), nn.Flatten(0)), Top1(), "another metric"),
-        ],
-        ids=["pixels", "more pixels", "no pixels", "a number"],
-    )
-    def test_are_outputs_without_a_known_dimension_of_classes(self, net, metric, told):
-        inputs = [torch.randn(4, 1, 4, 4)]
-        with pytest.raises(CampaignError, match=told):
-            Engine(net.eval(), EngineData(inputs), metric).evaluate(flips(net, inputs, 5))
-
-    def test_is_a_class_that_is_nan_without_a_fault(self):
-        class Roots(nn.Module):
-            def forward(self, x):
-                return x.sqrt()
-
-        net, inputs = nn.Sequential(nn.Linear(6, 4), Roots()).eval(), [torch.randn(4, 6)]
-        with pytest.raises(CampaignError, match="NaN for a class"):
-            Engine(net, EngineData(inputs)).evaluate(flips(net, inputs, 5))
-
-    @pytest.mark.parametrize(
-        "make",
-        [
-            lambda: Tolerance("a"),
-            lambda: Tolerance(-1),
-            lambda: Tolerance(rtol=float("nan")),
-            lambda: TopK(0),
-            lambda: TopK(1.5),
-            lambda: Top1(class_dim=1),
-        ],
-    )
-    def test_is_a_metric_that_can_not_be(self, make):
-        with pytest.raises(CampaignError, match="give"):
-            make()
-
-    def test_are_more_samples_than_there_are(self):
-        with pytest.raises(CampaignError, match="weight_samples"):
-            Engine(lenet(), EngineData([torch.randn(2, 1, 8, 8)]), weight_samples=3)
-
-    @pytest.mark.parametrize(
-        ("column", "value", "error"),
-        [
-            ("sample", 9, CampaignError),
-            ("element", 10**6, FaultError),
-            ("layer", "nowhere", FaultError),
-        ],
-    )
-    def test_is_a_fault_that_can_not_be(self, column, value, error):
-        net, inputs = lenet(), [torch.randn(4, 1, 8, 8)]
-        faults = flips(net, inputs, 3)
-        faults[column] = value
-        with pytest.raises(error):
-            Engine(net, EngineData(inputs)).evaluate(faults)
