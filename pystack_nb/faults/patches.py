@@ -31,6 +31,8 @@ _held: list[Patch] = []
 # How to put back what is being changed: what an interrupt broke off is still here.
 _torn: dict[Patch, _Torn] = {}
 _lock = threading.RLock()
+_NOTHING = np.array([], np.int64)
+_FAR_OFF = np.iinfo(np.int64).max
 
 
 def _mend() -> None:
@@ -167,6 +169,8 @@ class Patch:
             self._elements = np.full(len(positions), tensor.storage_offset())
             for axis, step in zip(axes, tensor.stride(), strict=True):
                 self._elements += axis * step
+        least, most = self._elements.min(initial=_FAR_OFF), self._elements.max(initial=-1)
+        self._ends = int(least), int(most)
 
     def _memory_of(self, tensor: torch.Tensor) -> tuple[object, ...]:
         if isinstance(self._slot, OwnSlot):
@@ -178,14 +182,17 @@ class Patch:
         free = np.ones(len(self._elements), np.bool_)
         for top in reversed(_held[_held.index(self) :]):
             mine, its = self._shared(top, free)
-            free[mine] = False
-            yield top, mine, its
+            if len(mine):
+                free[mine] = False
+                yield top, mine, its
 
     def _hand_over(self) -> NDArray[np.int64]:
         """Let the next patch of each element know; give the elements that have none."""
         free = np.ones(len(self._elements), np.bool_)
         for later in _held[_held.index(self) + 1 :]:
             mine, its = self._shared(later, free)
+            if not len(mine):
+                continue
             free[mine] = False
             on_top = later.before[its] == self.after[mine]
             later.before[its[on_top]] = self.before[mine[on_top]]
@@ -194,8 +201,10 @@ class Patch:
     def _shared(
         self, other: Patch, among: NDArray[np.bool_]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        if other._memory != self._memory:
-            return np.array([], np.int64), np.array([], np.int64)
+        (first, last), (others_first, others_last) = self._ends, other._ends
+        # Most of many patches have nothing to do with each other.
+        if other._memory != self._memory or first > others_last or others_first > last:
+            return _NOTHING, _NOTHING
         _, mine, its = np.intersect1d(
             self._elements, other._elements, assume_unique=True, return_indices=True
         )
