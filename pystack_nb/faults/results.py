@@ -165,8 +165,9 @@ class Analysis(ABC):
         Parameters
         ----------
         exposure : pandas.DataFrame
-            As `exposure` gives it: ``layer``, ``bit_seconds``, and perhaps ``role`` and
-            ``bit_seconds_sd``.
+            As `exposure` gives it, perhaps without some rows; what each forward gave then
+            tells how layers vary together.  Or any other with ``layer``, ``bit_seconds``, and
+            perhaps ``role`` and ``bit_seconds_sd``, whose rows are taken for independent.
         event : {"SDC", "DUE"}, optional
             Which outcome.
         upset_rate : float, optional
