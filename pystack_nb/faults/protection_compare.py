@@ -14,16 +14,15 @@ import pandas as pd
 import torch
 
 from pystack_nb.errors import CampaignError, FaultDetectedError, FaultError
-from pystack_nb.faults import structures
 from pystack_nb.faults.blame import check_blame
 from pystack_nb.faults.data import Inputs, device_of, tensors
+from pystack_nb.faults.engine_direct import tensors_of
 from pystack_nb.faults.engine_trials import OUTCOMES, Outputs, Trials
 from pystack_nb.faults.injection import Fault, inject
 from pystack_nb.faults.metrics import Top1, as_metric
-from pystack_nb.faults.models import Drawn, ErrorModel
-from pystack_nb.faults.patterns import Pattern
 from pystack_nb.faults.protection_guards import Defence
 from pystack_nb.faults.protection_scope import Protection, protect
+from pystack_nb.faults.replay import OfMasks
 from pystack_nb.faults.statistics import wilson
 
 
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pystack_nb.faults.metrics import Metric
-    from pystack_nb.faults.patterns import Positions, Region
 
 _DETECTED = "detected"
 _NONE = "none"
@@ -131,13 +129,13 @@ def compare(
     variants |= {n: (d,) if isinstance(d, Defence) else tuple(d) for n, d in protections.items()}
     trials = _Trials(model, inputs, labels, judge)
     samples = sorted(set(faults["sample"]))
-    trials.golden = {sample: _rows(trials.run(sample)) for sample in samples}
+    trials.golden = {sample: tensors_of(trials.run(sample)) for sample in samples}
     times = _times(model, inputs.each(lambda x: x[:batch_size]), variants, repeats)
     rows = []
     for name, defences in variants.items():
         with _protected(model, name, defences) as guards:
             alarms = sum(trials.alarmed(sample, guards) for sample in samples)
-            results = [trials.inject(fault, guards) for fault in faults.itertuples()]
+            results = [trials.inject(fault, guards) for fault in faults.to_dict("records")]
         outcomes = pd.Series([outcome for outcome, _ in results])
         counts = {outcome: int((outcomes == outcome).sum()) for outcome in (*OUTCOMES, _DETECTED)}
         low, high = wilson(counts["SDC"], len(faults), confidence)
@@ -185,11 +183,11 @@ class _Trials:
             return True
         return _detections(guards) > before
 
-    def inject(self, row: Any, guards: Protection) -> tuple[str, bool]:
-        error = _Masks(row.and_mask, row.or_mask, row.xor_mask, row.value, row.bit)
-        fault = Fault(row.layer, row.role, _At(int(row.element)), error, call=max(int(row.call), 0))
+    def inject(self, row: Mapping[Any, Any], guards: Protection) -> tuple[str, bool]:
+        call = max(int(row["call"]), 0)
+        fault = Fault(row["layer"], row["role"], OfMasks.of(row), call=call)
         before = _detections(guards)
-        outcome = self._outcome(fault, int(row.sample))
+        outcome = self._outcome(fault, int(row["sample"]))
         return outcome, _detections(guards) > before
 
     def _outcome(self, fault: Fault, sample: int) -> str:
@@ -207,38 +205,9 @@ class _Trials:
         trials = Trials(none, none, (none.view(np.uint64),) * 3, np.full(1, np.nan))
         label = None if self.labels is None else self.labels[sample : sample + 1]
         outputs = Outputs()
-        outputs.add(none, none, one, _rows(output))
+        outputs.add(none, none, one, tensors_of(output))
         outputs.settle(trials, self.golden[sample], self.metric, label, 0.0)
         return OUTCOMES[int(trials.outcome[0])]
-
-
-@dataclass(frozen=True)
-class _Masks(ErrorModel):
-    and_mask: int
-    or_mask: int
-    xor_mask: int
-    value: float
-    bit: int
-
-    def draw(self, rng: np.random.Generator, dtype: torch.dtype, count: int) -> Drawn:
-        del rng, dtype
-        masks = {
-            name: np.full(count, getattr(self, name), np.uint64)
-            for name in ("and_mask", "or_mask", "xor_mask")
-        }
-        return Drawn.of(
-            count, **masks, value=np.full(count, self.value), bit=np.full(count, self.bit)
-        )
-
-
-@dataclass(frozen=True)
-class _At(Pattern):
-    element: int
-
-    def elements(self, rng: np.random.Generator, region: Region) -> Positions:
-        # Of one sample's tensor: its flat positions are those without the batch's dimension.
-        del rng, region
-        return np.array([self.element], np.int64)
 
 
 @contextmanager
@@ -279,13 +248,6 @@ def _times(
                     ended = time.perf_counter_ns()
                 taken[name].append(ended - started)
     return {name: median(nanoseconds) for name, nanoseconds in taken.items()}
-
-
-def _rows(output: Any) -> list[torch.Tensor]:
-    """Give the tensors in the output of one sample, each with one row."""
-    found = [structures.get(output, path) for path in structures.outputs(output).values()]
-    found = [x.dequantize() if x.is_quantized else x for x in found]
-    return [x if x.dim() and len(x) == 1 else x[None] for x in found]
 
 
 def _detections(guards: Protection) -> int:
