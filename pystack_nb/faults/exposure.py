@@ -98,7 +98,10 @@ def exposure(
         What has no storage of its own (`Identity`, views, a container that gives what its last
         layer gave, a weight that another layer has, too) has 0 bits.  ``attrs`` has
         ``model_of``, ``forwards``, how many were used, ``left_out``, and ``forward_seconds``,
-        the mean T.
+        the mean T; of several forwards also ``bit_seconds_of_forwards``, for each row ``(layer,
+        role, (those of each forward))``, which tells what rows have in common.  `to_parquet`
+        writes it into the file's metadata, of which readers take 100 MB: pop it first where
+        rows times forwards are some millions.
 
     Raises
     ------
