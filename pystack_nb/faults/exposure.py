@@ -28,6 +28,7 @@ import torch
 from pystack_nb.errors import FaultError
 from pystack_nb.faults.annotate import KIND, example
 from pystack_nb.faults.data import device_of
+from pystack_nb.faults.exposure_noise import keep
 from pystack_nb.faults.identity import chosen
 from pystack_nb.faults.layers import ROOT, layers, listed
 from pystack_nb.faults.liveness import Liveness, liveness
@@ -97,7 +98,10 @@ def exposure(
         What has no storage of its own (`Identity`, views, a container that gives what its last
         layer gave, a weight that another layer has, too) has 0 bits.  ``attrs`` has
         ``model_of``, ``forwards``, how many were used, ``left_out``, and ``forward_seconds``,
-        the mean T.
+        the mean T; of several forwards also ``bit_seconds_of_forwards``, for each row ``(layer,
+        role, (those of each forward))``, which tells what rows have in common.  `to_parquet`
+        writes it into the file's metadata, of which readers take 100 MB: pop it first where
+        rows times forwards are some millions.
 
     Raises
     ------
@@ -115,7 +119,8 @@ def exposure(
     Of several forwards each number is the mean, not the median: in a forward that something held
     up bits do stand in harm's way for longer, and only means of layers add up to the whole.  One
     such forward among few decides the shares, which ``bit_seconds_sd`` shows and
-    `Campaign.reweight` takes into its intervals; `runs` takes a stretch without it.
+    `Campaign.reweight` takes into its intervals, with what layers have in common; `runs` takes a
+    stretch without it.
 
     An output that is written within a container, between its layers, counts from the end of that
     stretch between layers on.  Outputs that no layer gives, such as a sum that is the argument
@@ -278,13 +283,17 @@ def _summed(seen: Liveness, moments: Seconds, model_of: Model) -> pd.DataFrame:
     for part in _parts(seen, moments, model_of):
         bits, bit_ns = found.get((part.layer, part.role), (0, np.zeros(len(moments))))
         found[part.layer, part.role] = (bits + part.bits, bit_ns + part.bits * part.resident)
+    sites = sorted(found, key=lambda site: order.get(site[0], len(order)))
     rows = []
-    for (layer, role), (bits, bit_ns) in found.items():
+    for layer, role in sites:
+        bits, bit_ns = found[layer, role]
         mean = float(bit_ns.mean()) * _NS
         sd = float(bit_ns.std(ddof=1)) * _NS if len(bit_ns) > 1 else np.nan
         rows.append((layer, role, bits, mean / bits if bits else 0.0, mean, sd))
-    rows.sort(key=lambda row: order.get(row[0], len(order)))
-    return pd.DataFrame(rows, columns=_COLUMNS)
+    table = pd.DataFrame(rows, columns=_COLUMNS)
+    if len(moments) > 1:
+        keep(table, np.array([found[site][1] * _NS for site in sites]))
+    return table
 
 
 def _parts(seen: Liveness, moments: Seconds, model_of: Model) -> list[_Part]:

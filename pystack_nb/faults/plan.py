@@ -147,6 +147,8 @@ class Plan:
     seconds : float
         How long the run will take in one process, as a short trial tells, whose faults are
         the first that are finished; NaN where none ran.
+    proportional : bool
+        Whether strata have faults in proportion to their sizes, as far as can be.
     """
 
     strata: pd.DataFrame
@@ -154,6 +156,7 @@ class Plan:
     seed: int
     confidence: float
     seconds: float = math.nan
+    proportional: bool = False
 
     @property
     def sizes(self) -> Ints:
@@ -237,7 +240,8 @@ def make(of: list[Stratum], design: Design, seed: int, events: Ints | None = Non
     }
     for place, (name, column) in enumerate(named.items()):
         faults.insert(place, name, column)
-    return Plan(describe(of, sizes, design.confidence), faults, seed, design.confidence)
+    strata = describe(of, sizes, design.confidence)
+    return Plan(strata, faults, seed, design.confidence, proportional=design.proportional)
 
 
 def _one_pool(total: int, weights: NDArray[np.float64], most: Any, seed: int) -> Ints:

@@ -14,24 +14,26 @@ import pandas as pd
 import torch
 
 from pystack_nb.errors import CampaignError, FaultDetectedError, FaultError
-from pystack_nb.faults import structures
 from pystack_nb.faults.blame import check_blame
 from pystack_nb.faults.data import Inputs, device_of, tensors
+from pystack_nb.faults.engine_direct import tensors_of
 from pystack_nb.faults.engine_trials import OUTCOMES, Outputs, Trials
 from pystack_nb.faults.injection import Fault, inject
 from pystack_nb.faults.metrics import Top1, as_metric
-from pystack_nb.faults.models import Drawn, ErrorModel
-from pystack_nb.faults.patterns import Pattern
+from pystack_nb.faults.plan import Plan
 from pystack_nb.faults.protection_guards import Defence
 from pystack_nb.faults.protection_scope import Protection, protect
-from pystack_nb.faults.statistics import wilson
+from pystack_nb.faults.replay import OfMasks
+from pystack_nb.faults.results import overall
+from pystack_nb.faults.statistics import Estimate, wilson
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from pystack_nb.faults.metrics import Metric
-    from pystack_nb.faults.patterns import Positions, Region
 
 _DETECTED = "detected"
 _NONE = "none"
@@ -41,7 +43,7 @@ _COLUMNS = {"layer", "call", "role", "element", "sample", "and_mask", "or_mask",
 def compare(
     model: torch.nn.Module,
     data: Any,
-    faults: pd.DataFrame,
+    faults: Plan | pd.DataFrame,
     protections: Mapping[str, Defence | Sequence[Defence]],
     *,
     metric: Callable[..., Any] | None = None,
@@ -52,7 +54,7 @@ def compare(
     """Inject the same faults without and with protections, and time each.
 
     Each fault is injected on its own sample alone, with hooks: this is the slow way, meant for
-    some thousands of faults.
+    some thousands of faults.  Of a campaign with `weight_samples` that is the first sample.
 
     Parameters
     ----------
@@ -60,10 +62,11 @@ def compare(
         In eval mode, unprotected.
     data : tuple, tensor, Dataset, DataLoader or list
         That of the campaign.
-    faults : pandas.DataFrame
-        Planned faults, such as ``campaign.plan().faults``, with its columns that say where and
-        how to strike; a plain random sample (``allocation="proportional"``), for the rates are
-        those of its rows.
+    faults : Plan or pandas.DataFrame
+        ``campaign.plan()``, of any allocation: its strata are weighted by their sizes.  Or a
+        table of faults, with those columns of `Plan.faults` that say where and how to strike:
+        it is taken for a plain random sample, each row for as much as another.  The faults of
+        a plan are not quite one, even if it is proportional: each stratum has one at least.
     protections : mapping of str to Defence or sequence of Defence
         What to compare, by names; ``none`` is the name of the row without any.
     metric : callable, optional
@@ -82,10 +85,12 @@ def compare(
         ``masked``, ended as ``SDC`` (against the unprotected model without faults), as ``DUE``
         (an exception, or NaN or infinity where that model gives a number: as in a `Campaign`)
         or were ``detected`` (by an exception of a defence);
-        ``noticed``, how many a defence counted, corrected ones too; ``SDC_rate`` with its Wilson
-        interval ``SDC_low`` to ``SDC_high``; ``false_alarms``, samples of these faults in which
-        a defence counted something without a fault; ``forward_us``, the median time of a forward
-        in microseconds, and ``added_time`` as a share of the unprotected one; and
+        ``noticed``, how many a defence counted, corrected ones too; ``SDC_rate`` with its
+        interval ``SDC_low`` to ``SDC_high``: of a plan as `Campaign.total` gives it, which is no
+        ratio of these counts, of a table that ratio with Wilson's interval; ``false_alarms``,
+        samples of these faults in which a defence counted something without a fault;
+        ``forward_us``, the median time of a forward in microseconds, and ``added_time`` as a
+        share of the unprotected one; and
         ``relative_failures``, the expected number of silent corruptions per forward relative to
         none: the ratio of the rates times that of the forwards' times; and
         ``relative_failures_high``, the same of the interval's upper end, which is what is known
@@ -94,8 +99,8 @@ def compare(
     Raises
     ------
     CampaignError
-        If there is no fault, a column is missing, a protection is named ``none``, or the metric
-        needs labels that the data hasn't got.
+        If there is no plan or no fault, a column is missing, a protection is named ``none``, or
+        the metric needs labels that the data hasn't got.
     FaultError
         If a protection, which is named, can't be put into the model or run.
     FaultDetectedError
@@ -110,11 +115,15 @@ def compare(
     inputs, labels = tensors(data)
     inputs = inputs.each(lambda x: x.to(device_of(model, x.device)))
     judge = as_metric(Top1() if metric is None else metric)
+    plan = faults if isinstance(faults, Plan) else None
+    faults = plan.faults if plan else faults
+    if not isinstance(faults, pd.DataFrame):
+        raise CampaignError(f"a {type(faults).__name__} is no plan: give campaign.plan()")
     if faults.empty or (judge.needs_labels and labels is None):
         raise CampaignError("there is nothing to compare: plan some faults, and give labels")
     if missing := _COLUMNS - {*faults}:
         raise CampaignError(
-            f"the faults have no column {min(missing)!r}: give a plan's, campaign.plan().faults"
+            f"the faults have no column {min(missing)!r}: give a plan, campaign.plan()"
         )
     if "seed" in faults:
         raise CampaignError(
@@ -131,25 +140,25 @@ def compare(
     variants |= {n: (d,) if isinstance(d, Defence) else tuple(d) for n, d in protections.items()}
     trials = _Trials(model, inputs, labels, judge)
     samples = sorted(set(faults["sample"]))
-    trials.golden = {sample: _rows(trials.run(sample)) for sample in samples}
+    trials.golden = {sample: tensors_of(trials.run(sample)) for sample in samples}
     times = _times(model, inputs.each(lambda x: x[:batch_size]), variants, repeats)
     rows = []
     for name, defences in variants.items():
         with _protected(model, name, defences) as guards:
             alarms = sum(trials.alarmed(sample, guards) for sample in samples)
-            results = [trials.inject(fault, guards) for fault in faults.itertuples()]
+            results = [trials.inject(fault, guards) for fault in faults.to_dict("records")]
         outcomes = pd.Series([outcome for outcome, _ in results])
         counts = {outcome: int((outcomes == outcome).sum()) for outcome in (*OUTCOMES, _DETECTED)}
-        low, high = wilson(counts["SDC"], len(faults), confidence)
+        rate = _rate((outcomes == "SDC").to_numpy(), faults, plan, confidence)
         rows.append(
             {
                 "protection": name,
                 "faults": len(faults),
                 **counts,
                 "noticed": sum(noticed for _, noticed in results),
-                "SDC_rate": counts["SDC"] / len(faults),
-                "SDC_low": low,
-                "SDC_high": high,
+                "SDC_rate": rate.rate,
+                "SDC_low": rate.low,
+                "SDC_high": rate.high,
                 "false_alarms": alarms,
                 "forward_us": times[name] / 1e3,
                 "added_time": times[name] / times[_NONE] - 1,
@@ -160,6 +169,22 @@ def compare(
     return table.assign(
         relative_failures=table["SDC_rate"] * table["forward_us"] / alone,
         relative_failures_high=table["SDC_high"] * table["forward_us"] / alone,
+    )
+
+
+def _rate(
+    events: NDArray[np.bool_], faults: pd.DataFrame, plan: Plan | None, confidence: float
+) -> Estimate:
+    if plan is None:
+        count, trials = int(events.sum()), len(events)
+        return Estimate(count / trials, *wilson(count, trials, confidence), confidence, trials)
+    counts = faults[["stratum"]].assign(faults=1, SDC=events.astype(int)).groupby("stratum").sum()
+    return overall(
+        plan.strata,
+        counts.reset_index(),
+        "SDC",
+        proportional=plan.proportional,
+        confidence=confidence,
     )
 
 
@@ -185,11 +210,11 @@ class _Trials:
             return True
         return _detections(guards) > before
 
-    def inject(self, row: Any, guards: Protection) -> tuple[str, bool]:
-        error = _Masks(row.and_mask, row.or_mask, row.xor_mask, row.value, row.bit)
-        fault = Fault(row.layer, row.role, _At(int(row.element)), error, call=max(int(row.call), 0))
+    def inject(self, row: Mapping[Any, Any], guards: Protection) -> tuple[str, bool]:
+        call = max(int(row["call"]), 0)
+        fault = Fault(row["layer"], row["role"], OfMasks.of(row), call=call)
         before = _detections(guards)
-        outcome = self._outcome(fault, int(row.sample))
+        outcome = self._outcome(fault, int(row["sample"]))
         return outcome, _detections(guards) > before
 
     def _outcome(self, fault: Fault, sample: int) -> str:
@@ -207,38 +232,9 @@ class _Trials:
         trials = Trials(none, none, (none.view(np.uint64),) * 3, np.full(1, np.nan))
         label = None if self.labels is None else self.labels[sample : sample + 1]
         outputs = Outputs()
-        outputs.add(none, none, one, _rows(output))
+        outputs.add(none, none, one, tensors_of(output))
         outputs.settle(trials, self.golden[sample], self.metric, label, 0.0)
         return OUTCOMES[int(trials.outcome[0])]
-
-
-@dataclass(frozen=True)
-class _Masks(ErrorModel):
-    and_mask: int
-    or_mask: int
-    xor_mask: int
-    value: float
-    bit: int
-
-    def draw(self, rng: np.random.Generator, dtype: torch.dtype, count: int) -> Drawn:
-        del rng, dtype
-        masks = {
-            name: np.full(count, getattr(self, name), np.uint64)
-            for name in ("and_mask", "or_mask", "xor_mask")
-        }
-        return Drawn.of(
-            count, **masks, value=np.full(count, self.value), bit=np.full(count, self.bit)
-        )
-
-
-@dataclass(frozen=True)
-class _At(Pattern):
-    element: int
-
-    def elements(self, rng: np.random.Generator, region: Region) -> Positions:
-        # Of one sample's tensor: its flat positions are those without the batch's dimension.
-        del rng, region
-        return np.array([self.element], np.int64)
 
 
 @contextmanager
@@ -279,13 +275,6 @@ def _times(
                     ended = time.perf_counter_ns()
                 taken[name].append(ended - started)
     return {name: median(nanoseconds) for name, nanoseconds in taken.items()}
-
-
-def _rows(output: Any) -> list[torch.Tensor]:
-    """Give the tensors in the output of one sample, each with one row."""
-    found = [structures.get(output, path) for path in structures.outputs(output).values()]
-    found = [x.dequantize() if x.is_quantized else x for x in found]
-    return [x if x.dim() and len(x) == 1 else x[None] for x in found]
 
 
 def _detections(guards: Protection) -> int:

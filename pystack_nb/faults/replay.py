@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pystack_nb.faults.patterns import Positions, Region
     from pystack_nb.faults.strata import Stratum
 
+_MASKS = ("and_mask", "or_mask", "xor_mask")
+
 
 @dataclass(frozen=True)
 class Planned(Pattern):
@@ -28,13 +30,13 @@ class Planned(Pattern):
 
     Attributes
     ----------
-    size : int
-        The elements of the tensor, for one sample.
+    size : int or None
+        The elements of the tensor, for one sample; None where a table of faults does not tell.
     sample : int
         The one that the fault was planned for.
     """
 
-    size: int
+    size: int | None
     sample: int
 
     def elements(self, rng: np.random.Generator, region: Region) -> Positions:  # noqa: ARG002
@@ -62,7 +64,7 @@ class Planned(Pattern):
     ) -> tuple[Positions, Drawn]: ...
 
     def _check(self, region: Region) -> None:
-        if region.size != self.size:
+        if self.size is not None and region.size != self.size:
             raise FaultError(
                 f"this fault was planned for a tensor of {self.size} elements of one sample, and"
                 f" here are {region.size}, in shape {region.shape}: run the campaign's model on"
@@ -112,6 +114,13 @@ class OfMasks(Planned):
     bit: int
     value: float | None
 
+    @classmethod
+    def of(cls, row: Any, size: int | None = None) -> OfMasks:
+        """Give that of a row of `Plan.faults`, a mapping."""
+        told = {x: int(row[x]) for x in ("sample", "element", *_MASKS, "bit")}
+        value = float(row["value"])
+        return cls(size, **told, value=None if np.isnan(value) else value)
+
     def _elements(self, region: Region) -> Positions:  # noqa: ARG002
         return np.array([self.element])
 
@@ -121,9 +130,7 @@ class OfMasks(Planned):
         error: ErrorModel,  # noqa: ARG002
         dtype: torch.dtype,  # noqa: ARG002
     ) -> tuple[Positions, Drawn]:
-        masks = {
-            x: np.array([getattr(self, x)], np.uint64) for x in ("and_mask", "or_mask", "xor_mask")
-        }
+        masks = {x: np.array([getattr(self, x)], np.uint64) for x in _MASKS}
         value = np.array([np.nan if self.value is None else self.value])
         drawn = Drawn.of(1, **masks, value=value, bit=np.array([self.bit]))
         return region.whole(self._elements(region)), drawn
@@ -140,14 +147,12 @@ def as_fault(row: Any, stratum: Stratum) -> Fault:
         The row's.
     """
     at = stratum.calls.index(row["call"])
-    common = {"size": stratum.elements[at], "sample": int(row["sample"])}
+    size = stratum.elements[at]
     where: Planned
     if stratum.pattern is None:
-        told = {x: int(row[x]) for x in ("element", "and_mask", "or_mask", "xor_mask", "bit")}
-        value = float(row["value"])
-        where = OfMasks(**common, **told, value=None if np.isnan(value) else value)
+        where = OfMasks.of(row, size)
     else:
-        where = OfSeed(**common, pattern=stratum.pattern, seed=int(row["seed"]))
+        where = OfSeed(size, int(row["sample"]), stratum.pattern, int(row["seed"]))
     dim = max(0, stratum.batch_dims[at])
     return Fault(
         stratum.layer, stratum.role, where, stratum.error, call=int(row["call"]), batch_dim=dim

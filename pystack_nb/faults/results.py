@@ -138,15 +138,11 @@ class Analysis(ABC):
         """
         if event not in OUTCOMES:
             raise CampaignError(f"there is no outcome {event!r}; pass one of {OUTCOMES}")
-        columns = [*OUTCOMES, "faults", "weight", "population"]
-        strata = self.strata.drop(columns="faults").merge(self._counts(), on="stratum")[columns]
-        if self._is_plain(int(strata["faults"].sum())):
-            strata = strata.sum().to_frame().T
-        return stratified(
-            strata[event],
-            strata["faults"],
-            strata["weight"],
-            populations=strata["population"],
+        return overall(
+            self.strata,
+            self._counts(),
+            event,
+            proportional=self.proportional,
             confidence=self.confidence if confidence is None else confidence,
         )
 
@@ -165,8 +161,9 @@ class Analysis(ABC):
         Parameters
         ----------
         exposure : pandas.DataFrame
-            As `exposure` gives it: ``layer``, ``bit_seconds``, and perhaps ``role`` and
-            ``bit_seconds_sd``.
+            As `exposure` gives it, perhaps without some rows; what each forward gave then
+            tells how layers vary together.  Or any other with ``layer``, ``bit_seconds``, and
+            perhaps ``role`` and ``bit_seconds_sd``, whose rows are taken for independent.
         event : {"SDC", "DUE"}, optional
             Which outcome.
         upset_rate : float, optional
@@ -209,9 +206,7 @@ class Analysis(ABC):
 
     def _is_plain(self, finished: int) -> bool:
         """Whether each possible fault was as likely to be drawn as another."""
-        planned = self.strata["faults"]
-        # Of an unfinished sample only the first strata are there.
-        return bool(self.proportional and (planned == 0).any() and finished == planned.sum())
+        return self.proportional and _is_whole_pool(self.strata["faults"], finished)
 
     def _counts(self) -> pd.DataFrame:
         results, rows = self.results, len(self.strata)
@@ -262,6 +257,48 @@ class Analysis(ABC):
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
         """Write `results` as one Parquet file."""
         _written(path, lambda x: self.results.to_parquet(x, index=False))
+
+
+def overall(
+    strata: pd.DataFrame,
+    counts: pd.DataFrame,
+    event: str,
+    *,
+    proportional: bool,
+    confidence: float,
+) -> Estimate:
+    """Estimate the rate over all possible faults; see `Analysis.total`.
+
+    Parameters
+    ----------
+    strata : pandas.DataFrame
+        As `Plan.strata`.
+    counts : pandas.DataFrame
+        ``stratum faults`` and the event, of strata that have some.
+    event : str
+        Which outcome.
+    proportional : bool
+        Whether strata have faults in proportion to their sizes, as far as can be.
+    confidence : float
+        Of the interval.
+    """
+    columns = [event, "faults", "weight", "population"]
+    found = strata.drop(columns="faults").merge(counts, on="stratum", how="left")
+    found = found[columns].fillna({event: 0, "faults": 0})
+    if proportional and _is_whole_pool(strata["faults"], int(found["faults"].sum())):
+        found = found.sum().to_frame().T
+    return stratified(
+        found[event],
+        found["faults"],
+        found["weight"],
+        populations=found["population"],
+        confidence=confidence,
+    )
+
+
+def _is_whole_pool(planned: pd.Series, finished: int) -> bool:
+    # Of an unfinished sample only the first strata are there.
+    return bool((planned == 0).any() and finished == planned.sum())
 
 
 def _written(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:

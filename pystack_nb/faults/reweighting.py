@@ -5,7 +5,12 @@ models, a site class `i` (a layer and a role) with exposure ``E_i`` (bit-seconds
 ``W_i = E_i / sum(E_j)`` of them, and ``EWV = sum(W_i p_i)`` is the probability that one upset
 ends in the event.  Its variance is ``sum(W_i^2 p_i (1 - p_i) / n_i)`` of the sample, which the
 interval takes from Wilson limits instead (`stratified`), plus that of the exposures, to first
-order ``sum(((p_i - EWV) / sum(E_j))^2 sd_i^2)``.
+order (the delta method).  With the gradient ``g_i = (p_i - EWV) / sum(E_j)``, n forwards in each
+of which the exposures were ``E_ik`` give n numbers ``L_k = sum(g_i E_ik)``, and the variance of
+their mean is ``sum((L_k - mean(L))^2) / (n (n - 1))``: covariances of layers count, and what makes
+all of a forward slower, which leaves the shares alone, does not.  Of the absolute number,
+``sum(E_i p_i)`` upsets, the gradient is ``p_i``, and there it does.  Where only each row's standard
+deviation is known, rows are taken for independent: ``sum(g_i^2 sd_i^2 / n)``.
 
 Sources
 -------
@@ -15,6 +20,8 @@ Sources
   program susceptibility", DSN 2015: why variants are compared by absolute counts, exposure
   times rate, and never by percentages: a protected program that runs longer is exposed longer.
 * Powell, Cukier, Arlat, "On stratified sampling for high coverage estimations", EDCC 1996.
+* Cochran, "Sampling techniques", 3rd edition, 1977, chapter 6: the variance of a ratio of means,
+  which EWV is, of exposures by rates to exposures.
 """
 
 from __future__ import annotations
@@ -26,6 +33,7 @@ import pandas as pd
 
 from pystack_nb.errors import CampaignError
 from pystack_nb.faults.bits import width
+from pystack_nb.faults.exposure_noise import deviations
 from pystack_nb.faults.statistics import Estimate, stratified
 from pystack_nb.faults.strata import as_dtype
 
@@ -97,8 +105,13 @@ def reweight(
         exposure is shared among its roles in proportion to their bits.
         ``bit_seconds_sd``, where there is one, is each row's standard deviation over
         ``attrs["forwards"]`` forwards (one, where that is missing), of which `bit_seconds` is
-        the mean; rows and forwards are taken for independent, so that noise that all layers
-        share counts although it leaves the shares alone, and drift does not count.
+        the mean.  A table of `exposure` also keeps what each forward gave, so that what rows
+        have in common counts as it should, also when some of its rows were left out.  In any
+        other table, and in one whose numbers or names were changed since, rows are taken for
+        independent: noise that all layers share then widens the interval of the total
+        although it leaves the shares alone, and that of the events too little.  Forwards are
+        taken for independent, so that drift does not count, and for many: of fewer than ten
+        or so the variance is itself not well known, and the intervals are too narrow.
     event : {"SDC", "DUE"}, optional
         Which outcome.
     upset_rate : float, optional
@@ -135,6 +148,10 @@ def reweight(
     ewv = float(layers["contribution"].sum())
     layers["risk"] = layers["contribution"] / (ewv if ewv > 0 else np.nan)
 
+    noise = deviations(exposure, layers)
+    if noise is None:
+        noise = np.diag(layers["sd"])
+
     def estimate(slope: pd.Series) -> Estimate:
         return stratified(
             table[event],
@@ -142,7 +159,7 @@ def reweight(
             table.merge(layers, on=["layer", "role"])["share"] * _within(table),
             populations=table["population"],
             confidence=confidence,
-            variance=float(((slope * layers["sd"] / seconds) ** 2).sum()),
+            variance=float(((noise @ slope.to_numpy() / seconds) ** 2).sum()),
         )
 
     expected = None

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from nets import Shared, kinds, perceptron, samples, state, unchanged
-from recorded import recorded
+from recorded import SECOND, recorded, timed
 from synthetic import make_recording
 from torch import nn
 
@@ -21,37 +21,6 @@ from pystack_nb.errors import FaultError
 
 
 MODELS = ["busy", "live", "uniform-bits", "macs"]
-SECOND = 10**9
-
-
-def timed(model, *inputs, lasting=None, forwards=1, scale=1):
-    """Record a model, and then let its layers' own work last as long as is wished.
-
-    `lasting` has seconds by layer, 0 for others; each forward lasts `scale` times as long as
-    the one before.
-    """
-
-    def run():
-        with faults.annotate(model), torch.no_grad():
-            model(*inputs)
-
-    events = recorded(run).events
-    lasting = lasting or {}
-    rows, begin_ns = [], 0
-    for number in range(forwards):
-        clock_ns, open_ns = begin_ns, []
-        spans = list(events[["name", "ts_ns", "dur_ns", "args"]].itertuples(index=False))
-        for name, ts_ns, dur_ns, args in spans:
-            while open_ns and open_ns[-1][0] <= ts_ns:
-                open_ns.pop()[1]["dur_ns"] += clock_ns
-            row = {"kind": "layer", "name": name, "args": args}
-            rows.append(row | {"ts_ns": clock_ns, "dur_ns": -clock_ns})
-            open_ns.append((ts_ns + dur_ns, rows[-1]))
-            clock_ns += round(lasting.get(name, 0) * SECOND * scale**number)
-        while open_ns:
-            open_ns.pop()[1]["dur_ns"] += clock_ns
-        begin_ns = clock_ns + SECOND
-    return make_recording([], rows)
 
 
 def by_site(table, column="bit_seconds"):

@@ -472,7 +472,7 @@ def test_compare_reserves_the_name_of_the_row_without_protection():
 
 def test_compare_needs_faults_and_labels():
     model, x = network(), images()
-    with pytest.raises(CampaignError, match="no column 'sample': give a plan's"):
+    with pytest.raises(CampaignError, match="no column 'sample': give a plan"):
         compare(model, x, planned([{"layer": "0", "element": 0}]).drop(columns="sample"), {})
     with pytest.raises(CampaignError, match="plan some faults"):
         compare(model, x, planned([{"layer": "0", "element": 0}]).iloc[:0], {})
