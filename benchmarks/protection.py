@@ -37,7 +37,7 @@ def measure(kind: str, count: int, batch_size: int) -> pd.DataFrame:
     return compare(
         model,
         data,
-        campaign.plan().faults,
+        campaign.plan(),
         {
             "Ranger": ranger,
             "NanDetector": faults.NanDetector(),
