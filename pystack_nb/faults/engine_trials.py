@@ -328,6 +328,9 @@ def _judge(
         # A comparison with NaN is false: what is not a number is not sure, either.
         bound = 2 * torch.from_numpy(noise).to(size.device) * size
         sure = (verdict.lead > bound) & ~broken & same
+        if leaves[main].is_floating_point():
+            # It takes but an error to make these infinite.
+            sure &= bound < torch.finfo(leaves[main].dtype).max - size
     score = torch.where(broken, torch.nan, score)
     return (
         outcome.to(torch.int8).cpu().numpy(),

@@ -38,6 +38,21 @@ def test_outputs_that_a_fault_makes_vanish_are_rounded_as_they_were_before():
     check(net, inputs, faults=faults, batch_size=16)
 
 
+def test_outputs_that_are_nearly_infinite_may_be_so_in_a_batch_alone():
+    torch.manual_seed(0)
+    most = torch.finfo(torch.float32).max
+    net, x = nn.Sequential(nn.Identity(), nn.Linear(64, 4, bias=False)).eval(), torch.rand(20, 64)
+    with torch.no_grad():
+        large = torch.rand(64) + 0.5
+        net[1].weight[0] = large * (0.98 / (x @ large).max()) * most
+        own = net[1].weight[0].double().numpy()
+    site = {"layer": "0", "role": "output", "element": 5, "sample": np.arange(400) % 20}
+    rest = (x.double().numpy() @ np.where(np.arange(64) == 5, 0, own))[site["sample"]]
+    sums = most * (1 + np.random.default_rng(0).uniform(-2e-7, 2e-7, 400))
+    faults = set_to(net, [x], (sums - rest) / own[5], **site)
+    check(net, [x], faults=faults, batch_size=16)
+
+
 class First(nn.Module):
     """Takes the first number from all of them."""
 
