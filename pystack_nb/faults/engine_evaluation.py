@@ -138,6 +138,7 @@ class Evaluation:
         engine, again = self._engine, [trials[:0]]
         for samples, some in self._by_samples(trials, _SAMPLES_AT_ONCE):
             each = program.output_elements if struck is None else struck.elements(program)
+            each = max(each, len(program.watched))
             kept = max(engine.batch, _OUTPUTS_KEPT // each)
             for at in range(0, len(some), kept):
                 part = some[at : at + kept]
@@ -189,7 +190,8 @@ class Evaluation:
         outputs, samples = Outputs(), np.arange(several)
         sweep = AloneSweep(program, self._constants, self._trials, targets, outputs)
         again = [trials[:0].ravel()]
-        kept = max(1, _OUTPUTS_KEPT // (several * program.output_elements))
+        each = max(program.output_elements, len(program.watched))
+        kept = max(1, _OUTPUTS_KEPT // (several * each))
         for at in range(0, len(faults), kept):
             part = slice(at, at + kept)
             golden = Golden(program, self._constants, self._engine.data.rows(samples))

@@ -12,7 +12,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from pystack_nb.faults.engine_program import Env, Program
+    from pystack_nb.faults.engine_program import Env, Program, Sizes
 
 
 class Golden:
@@ -42,6 +42,8 @@ class Golden:
         for number in set(program.inputs) - program.live[0]:
             del self.env[number]
         self.position = 0
+        # Of each watched position so far, if a dict is put here.
+        self.sizes: dict[int, Sizes] | None = None
 
     def branch(self, env: Env, rows: torch.Tensor) -> Golden:
         """Make a run that goes on from here with other numbers, as exact as this one.
@@ -54,7 +56,7 @@ class Golden:
             Which of those rows.
         """
         other, dims = copy.copy(self), self._program.batch_dim
-        other.rows, other.env = len(rows), {}
+        other.rows, other.env, other.sizes = len(rows), {}, None
         for i, mine in self.env.items():
             # Kernels, and with them roundings, are chosen by how a row lies in memory.
             other.env[i] = _room_for(mine.narrow(dims[i], 0, 1), dims[i], other.rows)
@@ -83,6 +85,9 @@ class Golden:
                         snapshot[j] = snapshot[j].clone()
             self._run(start, stop)
             self.position = stop
+            if self.sizes is not None and stop in program.watched:
+                new = [[self.env[i]] for i in program.watched[stop]]
+                self.sizes[stop] = program.sizes(stop, new)
         return kept
 
     def _run(self, start: int, stop: int) -> None:

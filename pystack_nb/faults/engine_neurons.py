@@ -18,6 +18,7 @@ import torch
 from pystack_nb.faults import bits
 from pystack_nb.faults.blame import check_blame
 from pystack_nb.faults.engine_golden import take
+from pystack_nb.faults.engine_growth import Growth
 from pystack_nb.faults.engine_trials import largest
 from pystack_nb.faults.metrics import rows_of
 
@@ -84,6 +85,7 @@ class NeuronSweep:
         self._outputs = outputs
         self._follow = follow
         self._usual: dict[int, NDArray[np.float64]] = {}
+        self._growth = Growth(program, trials)
         self._left: list[Ints] = [np.empty(0, np.int64)]
         self._far = np.zeros(len(trials.element), bool)
         self._row = np.zeros(len(trials.element), np.int64)
@@ -110,6 +112,7 @@ class NeuronSweep:
         self._row[trials], self._count = rows, golden.rows
         joins = np.array([self._join[int(k)] for k in self._step[trials]])
         carried: _Rows | None = None
+        golden.sizes = {}
         for start, end in pairwise(self._program.boundaries):
             first, last = np.searchsorted(joins, [start, end])
             window = slice(first, last)
@@ -126,12 +129,15 @@ class NeuronSweep:
                     continue
                 left = self._drop(struck, golden, int(joins[part[0]]), end)
                 del struck
+                if left:
+                    self._growth.see(left.env, left.trials, left.golden, end)
                 if carried and left and len(carried) + len(left) > self._batch:
                     self._finish(carried, end)
                     carried = None
                 carried = self._merge(carried, left, end)
         if carried is not None:
             self._finish(carried, self._program.length)
+        self._growth.compare(golden.sizes)
         return np.concatenate(self._left)
 
     def _stops(self, joins: Ints, trials: Ints) -> set[int]:  # noqa: ARG002 - for others
@@ -146,7 +152,7 @@ class NeuronSweep:
         if rows is None:
             return None
         try:
-            self._program.run(rows.env, len(rows), start, end)
+            self._growth.run(rows.env, rows.trials, rows.golden, start, end)
         except _RAISED as error:
             check_blame(error, self._program.device)
             self._left.append(rows.trials)

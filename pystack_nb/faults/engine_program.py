@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
 Env = dict[int, torch.Tensor]
+Sizes = list[tuple[torch.Tensor, torch.Tensor]]
 
 # What gives each sample the same bits whatever the batch: views, copies, comparisons, and
 # arithmetic on single elements that IEEE 754 rounds in one way only.
@@ -82,6 +83,9 @@ _ROW_BY_ROW = frozenset(
     ]
 )
 
+# What may make large numbers cancel each other out, row by row.
+_ADDING = frozenset(["add", "add_", "sub", "sub_", "rsub"])
+
 
 @dataclass(frozen=True)
 class _Affine:
@@ -133,6 +137,10 @@ class Program:
         self._dims = [_batch_dim(a, b) for a, b in zip(two.tensors, three.tensors, strict=True)]
         self._storage = [t.untyped_storage()._cdata for t in two.tensors]  # noqa: SLF001
         self._sizes = [t.numel() for t in two.tensors]
+        floating = {i: t for i, t in enumerate(two.tensors) if t.is_floating_point()}
+        # Numbers of one byte have no largest one.
+        self._measurable = {i for i, t in floating.items() if t.numel() and t.itemsize > 1}
+        self._infinite = {i for i, t in floating.items() if not t.double().isfinite().all()}
         self._complex = {i for i, t in enumerate(two.tensors) if t.is_complex()}
         # Rows can be copied such that each lies in memory as it does by itself, unless it is a
         # view of a part of something.
@@ -144,6 +152,10 @@ class Program:
         self.device = inputs[0].device
         self.output = two.output
         self._find_rows(merged)
+        self._within = {
+            i: [d for d in range(two.tensors[i].dim()) if d != dim]
+            for i, dim in self.batch_dim.items()
+        }
         self.length = len(self.steps)
         self.run_step = [_compiled(step) for step in self.steps]
         self._run_constant = [_compiled(step) for step in self._constant_steps]
@@ -168,6 +180,23 @@ class Program:
             for i in dead[k]:
                 del env[i]
 
+    @cached_property
+    def changing(self) -> set[int]:
+        """The watched positions whose new tensors a later step changes in place."""
+        return {k for k, new in self.watched.items() if not self.mutated_from(k).isdisjoint(new)}
+
+    def sizes(self, position: int, parts: Iterable[Sequence[torch.Tensor]]) -> Sizes:
+        """Give the largest and the least number in each row of what is new at a position."""
+        found = []
+        for i, part in zip(self.watched[position], parts, strict=True):
+            rows = part[0] if len(part) == 1 else torch.cat(list(part), self.batch_dim[i])
+            within = self._within[i]
+            if i in self._infinite:
+                # Of what attention masks, say, no rounding error comes.
+                rows = rows.nan_to_num(0, 0, 0)
+            found.append((rows.amax(within), rows.amin(within)) if within else (rows, rows))
+        return found
+
     def forget(self, env: Env, step: int) -> None:
         """Let go of what no step after this one uses."""
         for i in self._dead[step]:
@@ -182,6 +211,24 @@ class Program:
         """Clean positions before steps that are not row by row, and the end."""
         found = [k for k in range(1, self.length) if self.clean[k] and not self.row_by_row[k]]
         return [0, *[k for k in found if k], self.length]
+
+    @cached_property
+    def watched(self) -> dict[int, list[int]]:
+        """Clean positions beside steps that are not row by row, with the tensors new there.
+
+        Rounding errors come into being nowhere else, and are as large as what these steps take.
+        What they give tells more than what the next one takes where numbers are added between
+        them, of which the large ones may cancel each other out.
+        """
+        found, last = dict[int, list[int]](), 0
+        for start, end in pairwise(self.boundaries):
+            behind = next((k for k in range(start + 1, end) if self.clean[k]), end)
+            adds = any(_name(step) in _ADDING for step in self.steps[behind:end])
+            for position in [behind, end] if adds else [end]:
+                found[position] = sorted(self.changed_between(last, position) & self._measurable)
+                last = position
+        found.pop(self.length, None)
+        return found
 
     @cached_property
     def blocks(self) -> list[tuple[int, int]]:
@@ -202,10 +249,6 @@ class Program:
         # Also what is changed by way of a view.
         struck = {self._storage[i] for k in range(start, end) for i in self.mutated[k]}
         return frozenset(i for i in self.live[end] if i in made or self._storage[i] in struck)
-
-    def given_by(self, step: int) -> set[int]:
-        """Give the tensors that a step makes or has changed in place."""
-        return self._needs[step][2]
 
     def used_between(self, start: int, end: int) -> frozenset[int]:
         """Give the tensors that some steps take."""
@@ -288,9 +331,8 @@ class Program:
     def _is_row_by_row(self, step: Step) -> bool:
         if step.site is not None:
             return True
-        name = getattr(step.op, "__name__", "").split(".")[0]
         return (
-            name in _ROW_BY_ROW
+            _name(step) in _ROW_BY_ROW
             # A product that is added is rounded in vector instructions once, and beside them twice.
             and _given(step).get("alpha", 1) in (1, -1)
             and not any(self._is_complex(x) for x in pytree.tree_leaves((step.args, step.kwargs)))
@@ -382,6 +424,10 @@ def _needs(step: Step) -> tuple[set[int], set[int], set[int]]:
     return outside, set(_ids(step.args, step.kwargs)), set(_ids(step.out))
 
 
+def _name(step: Step) -> str:
+    return getattr(step.op, "__name__", "").split(".")[0]
+
+
 def _given(step: Step) -> dict[str, Any]:
     """Give a step's arguments by name; none for what is no operation of torch."""
     schema = getattr(step.op, "_schema", None)
@@ -459,4 +505,4 @@ def _storer(out: Any) -> Callable[[Env, Any], None]:
     return store_all
 
 
-__all__ = ["Env", "Program", "Site", "UntraceableError"]
+__all__ = ["Env", "Program", "Site", "Sizes", "UntraceableError"]

@@ -323,9 +323,14 @@ def _judge(
     else:
         main = main_output(leaves)
         size, same = finite_size(leaves[main], right[main])
+        # Numbers that a fault makes cancel each other out are rounded before they do.
+        size = torch.maximum(size, finite_size(right[main], right[main])[0])
         # A comparison with NaN is false: what is not a number is not sure, either.
         bound = 2 * torch.from_numpy(noise).to(size.device) * size
         sure = (verdict.lead > bound) & ~broken & same
+        if leaves[main].is_floating_point():
+            # It takes but an error to make these infinite.
+            sure &= bound < torch.finfo(leaves[main].dtype).max - size
     score = torch.where(broken, torch.nan, score)
     return (
         outcome.to(torch.int8).cpu().numpy(),

@@ -79,7 +79,7 @@ class AloneSweep:
         self._trials = trials
         self._targets = targets
         self._outputs = outputs
-        self._growth = Growth(program, constants, trials)
+        self._growth = Growth(program, trials)
         self.failed: list[Ints] = []
 
     def run(self, golden: Golden, trials: Ints, target: Ints) -> None:
@@ -105,20 +105,15 @@ class AloneSweep:
         trials, target, joins = trials[order], target[order], joins[order]
         self._protected = {int(p): program.mutated_from(int(p)) for p in np.unique(joins)}
         self._golden = golden
+        golden.sizes = {} if trials.shape[1:] > (1,) else None
         for start, self._end in pairwise(program.boundaries):
             first, last = np.searchsorted(joins, [start, self._end])
             kept = golden.advance(self._end, set(joins[first:last].tolist()))
-            if trials.shape[1] > 1:
-                self._look(kept, joins[first:last], trials[first:last], target[first:last])
             for i in range(first, last):
                 position = int(joins[i])
                 self._one(trials[i], self._targets[target[i]], kept[position], position)
-
-    def _look(self, kept: dict[int, Env], joins: Ints, trials: Ints, target: Ints) -> None:
-        """Find out about rounding errors, before anything is struck."""
-        for number, at in zip(*np.unique(target, return_index=True), strict=True):
-            position, same = int(joins[at]), trials[target == number]
-            self._growth.look(self._targets[number], kept[position], position, same)
+        if golden.sizes is not None:
+            self._growth.compare(golden.sizes)
 
     def _one(self, trials: Ints, target: Target, kept: Env, position: int) -> None:
         protected = self._protected[position]
@@ -172,11 +167,10 @@ class AloneSweep:
             if target.last < end and self._is_golden(env, position):
                 self._outputs.add_equal(trials, rows)
                 return
-            position = end
+            self._run(env, batch, end, program.length)
         else:
             with self._blamed():
-                position = self._growth.follow(env, trials, target, position)
-        self._run(env, batch, position, program.length)
+                self._growth.run(env, trials, rows, position, program.length)
         exact = np.full(batch, batch == 1)
         self._outputs.add(trials, rows, exact, [x.clone() for x in program.outputs(env)])
 
