@@ -176,8 +176,8 @@ def __getattr__(name: str) -> Any:
         if error.name != "torch":
             raise
         raise TorchMissingError(
-            f"pystack_nb.faults.{name} corrupts PyTorch models, and PyTorch is not installed:"
-            " pip install pystack-nb[torch]"
+            f"pystack_nb.faults.{name} is for PyTorch models, and PyTorch is not installed: pip"
+            " install pystack-nb[torch], or torch alone"
         ) from None
     value = getattr(module, name)
     globals()[name] = value
@@ -185,4 +185,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    # What stands above is nothing of this package.
+    return sorted({*__all__, *(x for x in globals() if x.startswith("__"))})

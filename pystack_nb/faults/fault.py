@@ -195,7 +195,10 @@ def _counts(number: object, name: str) -> int:
     try:
         value = operator.index(number)  # type: ignore[arg-type]
     except TypeError:
-        raise FaultError(f"{name} counts from 0, and {number!r} is no whole number") from None
+        several = " (several are a tuple)" if isinstance(number, Iterable) else ""
+        raise FaultError(
+            f"{name} counts from 0, and {number!r:.60} is no whole number{several}: give one"
+        ) from None
     if value < 0:
         raise FaultError(f"{name} counts from 0, and {value} is below: give the number itself")
     return value

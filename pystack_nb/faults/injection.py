@@ -108,7 +108,10 @@ def inject(
     if not isinstance(model, torch.nn.Module):
         raise FaultError(f"{type(model).__name__} is no torch.nn.Module: give the model itself")
     if not faults or not all(isinstance(fault, Fault) for fault in faults):
-        raise FaultError("there is nothing to inject: give one or more faults.Fault(...)")
+        raise FaultError(
+            "there is nothing to inject: give one or more faults.Fault(...), those of a list as"
+            " inject(model, *faults)"
+        )
     try:
         drawn = streams(seed, len(faults))
     except (TypeError, ValueError):

@@ -139,7 +139,10 @@ class BitModel(ErrorModel):
     def choice(self) -> Choice:
         """How the bits are chosen."""
         bit = self.bit
-        chosen = bit if bit is None or isinstance(bit, int | np.integer) else tuple(bit)
+        try:
+            chosen = bit if bit is None or isinstance(bit, int | np.integer) else tuple(bit)
+        except TypeError:
+            raise FaultError(f"bit={bit!r}: give a whole number, or several in a tuple") from None
         return Choice(self.bits, chosen, self.field, self.burst)
 
     def draw(self, rng: np.random.Generator, dtype: torch.dtype, count: int) -> Drawn:
@@ -416,8 +419,13 @@ class Sequence(ErrorModel):
 
     def __init__(self, *models: ErrorModel) -> None:
         flat = [m for model in models for m in getattr(model, "models", (model,))]
-        if not flat or not all(isinstance(model, ErrorModel) for model in flat):
-            raise FaultError("a sequence is made of error models: give one or more")
+        strange = [model for model in flat if not isinstance(model, ErrorModel)]
+        if strange or not flat:
+            told = f", and {strange[0]!r:.60} is none" if strange else ""
+            raise FaultError(
+                f"a sequence is made of error models{told}: give one or more, such as"
+                " BitFlip() + Zero()"
+            )
         object.__setattr__(self, "models", tuple(flat))
 
     def draw(self, rng: np.random.Generator, dtype: torch.dtype, count: int) -> Drawn:

@@ -344,6 +344,11 @@ def _struck(rng: np.random.Generator, among: int, rate: float) -> Positions:
 
 
 def _distinct(rng: np.random.Generator, region: Region, count: int) -> Positions:
+    if not region.size:
+        raise FaultError(
+            f"a tensor of shape {region.shape} has no element to strike: run the model on one"
+            " sample or more"
+        )
     if count > region.size:
         raise FaultError(
             f"{count} elements can't be struck in a tensor of shape {region.shape}: choose"

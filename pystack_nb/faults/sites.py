@@ -29,7 +29,8 @@ def sites(model: torch.nn.Module, *inputs: Any, **kw: Any) -> pd.DataFrame:
     """List every layer's tensors, by running the model once, and once with one sample more.
 
     The model, its buffers, its modules' attributes, its gradients and all random generators are
-    afterwards as they were before; it runs in the mode that it is in, on copies of the example.
+    afterwards as they were before, but for what it puts into its lists and dicts; it runs in the
+    mode that it is in, on copies of the example.
     The second run tells which dimension of a tensor counts the samples: sizes may coincide.
 
     Parameters

@@ -44,6 +44,9 @@ IMAGES = torch.linspace(-1, 1, 3 * 64).reshape(3, 1, 8, 8)
         (lambda: Fault("5", "weight", (0,)), "2 dimensions"),
         (lambda: Fault("5", "weight", (0, -1)), "counts from 0"),
         (lambda: Fault("5", "weight", "all"), "whole number"),
+        (lambda: Fault("5", "weight", [0, 1]), "several are a tuple"),
+        (lambda: Fault("5", error=BitFlip(bit=1.0)), "whole number"),
+        (lambda: Fault("5", error=BitFlip() + 1), "and 1 is none"),
         (lambda: Fault("5", "weight", error=BitFlip(bit=32)), "no bit 32"),
         (lambda: Fault("5", "weight", error=30), "no error model"),
         (lambda: Fault("5", "weight", call=1), "role input or output"),
@@ -80,6 +83,14 @@ def test_what_is_no_model_no_fault_or_no_seed_is_refused():
     ]:
         with pytest.raises(FaultError), inject(model, *faults, seed=seed):
             pass
+
+
+def test_faults_in_a_list_and_batches_of_nothing_are_told_what_to_do():
+    model, fault = nn.Linear(2, 2), Fault("")
+    with pytest.raises(FaultError, match=r"inject\(model, \*faults\)"), inject(model, [fault]):
+        pass
+    with pytest.raises(FaultError, match="one sample or more"), inject(model, fault):
+        model(torch.zeros(0, 2))
 
 
 def test_a_fault_that_no_forward_reached_is_an_error_but_hides_no_other_one():
