@@ -70,6 +70,7 @@ class Evaluation:
             self._weight(site, number) if site[3] == "weight" else site[:3]
             for number, site in enumerate(sites)
         ]
+        self._due = np.zeros(len(faults), bool)
         self.ways = {"batch": 0, "alone": 0, "direct": 0}
 
     def run(self) -> pd.DataFrame:
@@ -114,6 +115,8 @@ class Evaluation:
         again = [self._in_batches(program, trials[batched[site]], step[site])]
         channels = [None if t is None else channels_of(program, t) for t in targets]
         by_channel = np.array([x is not None for x in channels], bool)
+        # What these make in a channel is measured where they make it, and tells more.
+        self._trials.growth[by_channel[site]] = 1.0
         behind = np.array([-1 if x is None else x.step + 1 for x in channels], np.int64)
         wanted = trials[by_channel[site] & ~shared & ~self._trials.unchanged]
         struck = Struck(channels, site)
@@ -202,8 +205,11 @@ class Evaluation:
 
     def _alone(self, program: Program, targets: list[Any], trials: Ints) -> None:
         site = self._site[self._fault]
-        self.ways["alone"] += len(trials)
-        for samples, some in self._by_samples(trials, 1):
+        for samples, every in self._by_samples(trials, 1):
+            some = self._undecided(every)
+            if not len(some):
+                continue
+            self.ways["alone"] += len(some)
             outputs = Outputs()
             sweep = AloneSweep(program, self._constants, self._trials, targets, outputs)
             golden = Golden(program, self._constants, self._engine.data.rows(samples))
@@ -211,11 +217,25 @@ class Evaluation:
             self._settle(program, outputs, golden, samples)
             for failed in sweep.failed:
                 self._trials.outcome[failed] = DUE
+            self._note_due(some)
+
+    def _undecided(self, trials: Ints) -> Ints:
+        """Leave out trials of faults for which another sample has settled everything.
+
+        A fault that is a ``DUE`` on one is one, without a score, whatever it is on the others.
+        """
+        return trials[~self._due[self._fault[trials]]]
+
+    def _note_due(self, exact: Ints) -> None:
+        self._due[self._fault[exact[self._trials.outcome[exact] == DUE]]] = True
 
     def _direct(self, trials: Ints) -> None:
         engine, site = self._engine, self._site[self._fault]
-        self.ways["direct"] += len(trials)
-        for samples, some in self._by_samples(trials, 1):
+        for samples, every in self._by_samples(trials, 1):
+            some = self._undecided(every)
+            if not len(some):
+                continue
+            self.ways["direct"] += len(some)
             inputs = engine.data.rows(samples)
             golden = engine.golden(inputs)
             _check_finite(golden, samples)
@@ -229,6 +249,7 @@ class Evaluation:
                 labels = self._labels(samples)
                 outputs.settle(self._trials, golden, engine.metric, labels, 0.0)
             engine.check_same(golden, direct.forward(engine.model, inputs))
+            self._note_due(some)
 
     def _settle(self, program: Program, outputs: Outputs, golden: Golden, samples: Ints) -> Ints:
         golden.advance(program.length)
