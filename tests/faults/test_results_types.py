@@ -2,11 +2,12 @@
 
 import io
 
+import numpy as np
 import pytest
 
 from matplotlib.figure import Figure
 from nets import quantised_linear, samples
-from test_results import Outcomes
+from test_results import Outcomes, exposure
 
 from pystack_nb.errors import CampaignError, OptionError
 from pystack_nb.faults.campaign import Campaign
@@ -103,6 +104,13 @@ def test_columns_that_can_not_be_are_refused():
         Outcomes().summary([3])
     with pytest.raises(CampaignError, match=r"no column \['layer'\]"):
         Outcomes().summary([["layer"]])
+
+
+@pytest.mark.parametrize("table", [3, None, {"layer": ["conv"]}, np.zeros(3)])
+def test_an_exposure_that_is_no_table_is_refused(table):
+    with pytest.raises(CampaignError, match=r"pass faults.exposure\(...\)"):
+        Outcomes().reweight(table)
+    assert Outcomes().reweight(exposure(conv=1.0)).covered == 1
 
 
 @pytest.mark.parametrize("draw", ["plot_layers", "plot_bits"])
