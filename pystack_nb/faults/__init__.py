@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pystack_nb.faults.exposure import exposure
     from pystack_nb.faults.injection import Fault, inject
     from pystack_nb.faults.log import InjectionLog
-    from pystack_nb.faults.metrics import Exact, Metric, Tolerance, Top1, TopK
+    from pystack_nb.faults.metrics import Exact, Metric, Tolerance, Top1, TopK, Verdict
     from pystack_nb.faults.models import (
         BitFlip,
         Custom,
@@ -109,6 +109,7 @@ __all__ = [
     "Tolerance",
     "Top1",
     "TopK",
+    "Verdict",
     "Zero",
     "annotate",
     "compare",
@@ -129,7 +130,7 @@ _NAMES_OF = {
     "exposure": ["exposure"],
     "injection": ["Fault", "inject"],
     "log": ["InjectionLog"],
-    "metrics": ["Exact", "Metric", "Tolerance", "Top1", "TopK"],
+    "metrics": ["Exact", "Metric", "Tolerance", "Top1", "TopK", "Verdict"],
     "models": [
         *["BitFlip", "Custom", "ErrorModel", "Noise", "RandomValue"],
         *["Replace", "Sequence", "StuckAt", "Zero"],

@@ -66,7 +66,12 @@ class Campaign(Analysis):
     seed : int
         Required.  All faults are drawn from it.
     metric : callable, optional
-        Tells whether a faulty output is a silent corruption; `Top1` by default.
+        Tells whether a faulty output is a silent corruption; `Top1` by default.  A function
+        ``(golden, faulty, label)`` gets one sample's outputs, without a batch dimension, and its
+        label (or None), and returns True, False or a number: the ``score``, an SDC if not 0::
+
+            def far(golden, faulty, label):
+                return float((faulty - golden).abs().max() > 0.1)
     per : {"network", "layer", "layer,bit"}, optional
         What the error margin is for: the whole network (Leveugle et al., DATE 2009), each layer
         and role, or each of their bits (Ruospo et al., DATE 2023).

@@ -30,16 +30,26 @@ class Verdict:
         The metric's own number, NaN where it has none.
     lead : torch.Tensor of float64, shape (n,), or None
         By how much the numbers on which the verdict and the score hang would have to move to
-        change them; None if every last bit matters.
+        change them; None, as by default, if every last bit matters.
     """
 
     changed: torch.Tensor
     score: torch.Tensor
-    lead: torch.Tensor | None
+    lead: torch.Tensor | None = None
 
 
 class Metric(ABC):
-    """Says of each row of a batch of outputs whether a fault has made it wrong."""
+    """Says of each row of a batch of outputs whether a fault has made it wrong.
+
+    A function of one sample is simpler, see `Function`; a metric of whole batches is quicker.
+
+    Examples
+    --------
+    >>> class Sign(faults.Metric):
+    ...     def judge(self, golden, faulty, labels):
+    ...         off = ((golden > 0) != (faulty > 0)).flatten(1).sum(1)
+    ...         return faults.Verdict(changed=off > 0, score=off.double())
+    """
 
     needs_labels: bool = False
     decides_by_rank: bool = False
@@ -56,6 +66,11 @@ class Metric(ABC):
             The model's output without and with the fault, a row per sample.
         labels : torch.Tensor, shape (n, ...), or None
             What is known to be right.
+
+        Returns
+        -------
+        Verdict
+            Of each row.
         """
 
     def judge_all(
@@ -66,7 +81,9 @@ class Metric(ABC):
     ) -> Verdict:
         """Compare outputs of several tensors: by the first floating one, unless overridden."""
         at = main_output(golden)
-        return self.judge(golden[at], faulty[at], labels)
+        verdict = self.judge(golden[at], faulty[at], labels)
+        _check_verdict(self, verdict, len(golden[at]))
+        return verdict
 
 
 @dataclass(frozen=True)
@@ -288,7 +305,25 @@ class Exact(_OfAllTensors):
 class Function(Metric):
     """Wrong if a function of ``(golden, faulty, label)``, each of one sample, says so.
 
-    Its number, or 0 and 1, is the ``score``.  It gets the first floating tensor of an output.
+    Parameters
+    ----------
+    function : callable
+        It is given the outputs of one sample without and with the fault, as tensors without a
+        batch dimension (of an output of several tensors the first floating one), and the
+        sample's label, a tensor, too, or None where there are no labels.  It returns whether
+        the output is wrong, or a number: that is the ``score``, and the output is wrong where
+        it is not 0.
+
+    Raises
+    ------
+    CampaignError
+        While faults are evaluated: the function fails also where no fault has changed the
+        output, or returns neither a truth value nor a number.
+
+    Examples
+    --------
+    >>> def moved(golden, faulty, label):
+    ...     return bool(golden.argmax() != faulty.argmax())
     """
 
     function: Callable[[torch.Tensor, torch.Tensor, Any], Any]
@@ -298,12 +333,85 @@ class Function(Metric):
     ) -> Verdict:
         """Ask the function, sample by sample; see `Metric.judge`."""
         given = [None] * len(golden) if labels is None else labels
-        said = [self.function(*row) for row in zip(golden, faulty, given, strict=True)]
-        return Verdict(
-            torch.tensor([bool(x) for x in said]),
-            torch.tensor([float(x) for x in said], dtype=torch.float64),
-            None,
-        )
+        try:
+            said = [self.function(*row) for row in zip(golden, faulty, given, strict=True)]
+        except _MISTAKES as error:
+            if type(error) in _MISTAKES:
+                self._check_without_fault(golden, given)
+            raise
+        try:
+            return Verdict(
+                torch.tensor([bool(x) for x in said]),
+                torch.tensor([float(x) for x in said], dtype=torch.float64),
+            )
+        except _MISTAKES as error:
+            if type(error) not in _MISTAKES:
+                raise
+            wrong = next(x for x in said if not _is_number(x))
+            raise CampaignError(
+                f"the metric {self._name} returned {_shown(wrong)}: {_of_function(golden, given)}"
+            ) from error
+
+    @property
+    def _name(self) -> str:
+        return str(getattr(self.function, "__name__", repr(self.function)))
+
+    def _check_without_fault(self, golden: torch.Tensor, labels: Any) -> None:
+        """Raise if it is not the fault that makes the function fail."""
+        for right, label in zip(golden, labels, strict=True):
+            try:
+                self.function(right, right.clone(), label)
+            except _MISTAKES as error:
+                if type(error) not in _MISTAKES:
+                    raise
+                raise CampaignError(
+                    f"the metric {self._name} fails even where nothing is wrong"
+                    f" ({type(error).__name__}: {error}): {_of_function(golden, labels)}"
+                ) from error
+
+
+# How a function fails that takes what it is given for something else.  Of exactly these types:
+# an accelerator's errors, which are RuntimeErrors, too, are not the function's.
+_MISTAKES = (AttributeError, IndexError, RuntimeError, TypeError, ValueError, OverflowError)
+
+
+def _of_function(golden: torch.Tensor, labels: Any) -> str:
+    """Say what a function is given, and what it has to do."""
+    return (
+        "it is given (golden, faulty, label) of one sample without a batch dimension, here"
+        f" outputs of shape {tuple(golden.shape[1:])} and as label {_shown(labels[0])}; let it"
+        " return True or False, or a number that is 0 where nothing is wrong"
+    )
+
+
+def _shown(thing: Any) -> str:
+    if isinstance(thing, torch.Tensor):
+        return f"a tensor of shape {tuple(thing.shape)}"
+    return "None" if thing is None else f"{type(thing).__name__} {thing!r:.60}"
+
+
+def _is_number(thing: Any) -> bool:
+    try:
+        bool(thing), float(thing)
+    except _MISTAKES:
+        return False
+    return True
+
+
+def _check_verdict(metric: Metric, verdict: Any, rows: int) -> None:
+    if isinstance(verdict, Verdict):
+        lead = [] if verdict.lead is None else [verdict.lead]
+        parts: list[Any] = [verdict.changed, verdict.score, *lead]
+        wrong = [x for x in parts if not isinstance(x, torch.Tensor) or x.shape != (rows,)]
+        if not wrong:
+            return
+        said = f"a Verdict with {_shown(wrong[0])}"
+    else:
+        said = _shown(verdict)
+    raise CampaignError(
+        f"{type(metric).__name__}.judge() returned {said} for a batch of {rows}: let it return"
+        f" faults.Verdict(changed, score), tensors of shape (n,), here ({rows},)"
+    )
 
 
 def rows_of(tensor: torch.Tensor) -> torch.Tensor:
@@ -333,11 +441,16 @@ def _as_classes(labels: torch.Tensor, wanted: torch.Tensor, classes: int) -> tor
 
 
 def as_metric(metric: Metric | Callable[..., Any]) -> Metric:
-    """Make a metric of a function; give a metric back as it is."""
+    """Make a metric of a function, as `Function` tells; give a metric back as it is."""
     if isinstance(metric, Metric):
         return metric
     if isinstance(metric, type) and issubclass(metric, Metric):
-        made: Metric = metric()
+        try:
+            made: Metric = metric()
+        except TypeError as error:
+            raise CampaignError(
+                f"the metric {metric.__name__} can't be made ({error}): pass an object of it"
+            ) from error
         return made
     if callable(metric):
         return Function(metric)

@@ -6,14 +6,16 @@ import json
 import math
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from pystack_nb.errors import CampaignError, ExportPathError
+from pystack_nb.faults.models import BitFlip, BitModel
 from pystack_nb.faults.patterns import BitErrorRate, Element, ElementErrorRate
 from pystack_nb.faults.reweighting import Reweighted, reweight
 from pystack_nb.faults.statistics import Estimate, stratified, wilson_limits
@@ -22,11 +24,12 @@ from pystack_nb.faults.statistics import Estimate, stratified, wilson_limits
 if TYPE_CHECKING:
     import os
 
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from pystack_nb.faults.models import ErrorModel
     from pystack_nb.faults.patterns import Pattern
 
 OUTCOMES = ("masked", "SDC", "DUE")
@@ -36,6 +39,7 @@ class Analysis(ABC):
     """Everything that is computed from outcomes, without another injection."""
 
     pattern: Pattern | None = None
+    error_model: ErrorModel = BitFlip()
 
     @property
     @abstractmethod
@@ -65,7 +69,9 @@ class Analysis(ABC):
         Parameters
         ----------
         by : str or iterable of str, optional
-            Columns of `results`, such as ``"bit"`` or ``("layer", "role", "bit")``.
+            Columns of `results`, such as ``"bit"`` or ``("layer", "role", "bit")``, and
+            ``"dtype"``: with layers of several types, bits of one number are not alike, and
+            ``("dtype", "bit")`` keeps them apart.
         confidence : float, optional
             The campaign's by default.
 
@@ -87,11 +93,15 @@ class Analysis(ABC):
             There is no such column, or no result.
         """
         confidence = self.confidence if confidence is None else confidence
-        keys = [by] if isinstance(by, str) else list(by)
+        keys = _names(by)
         results = self.results
-        if unknown := [x for x in keys if x not in results] or (not keys and ["()"]):
+        if "dtype" in keys and "dtype" not in results:
+            of = self.strata.set_index("stratum")["dtype"]
+            results = results.assign(dtype=results["stratum"].map(of))
+        if unknown := [x for x in keys if x not in list(results)] or (not keys and ["()"]):
             raise CampaignError(
-                f"results have no column {unknown[0]!r}; pass some of {list(results)}"
+                f"results have no column {unknown[0]!r}; pass some of"
+                f" {[*dict.fromkeys([*results, 'dtype'])]}"
             )
         outcomes = pd.Categorical(results["outcome"], OUTCOMES).codes
         flags = {x: (outcomes == i).astype(np.int64) for i, x in enumerate(OUTCOMES)}
@@ -224,19 +234,26 @@ class Analysis(ABC):
         return plots.plot_layers(self.summary(), self.confidence, ax=ax)
 
     def plot_bits(self, *, ax: Axes | None = None) -> Figure:
-        """Draw the rates of each bit, with their intervals; see `plots`."""
+        """Draw the rates of each bit of each type, with their intervals; see `plots`."""
         from pystack_nb.faults import plots  # noqa: PLC0415 - matplotlib, only when it is drawn
 
-        dtypes = self.strata.set_index("stratum")["dtype"]
         return plots.plot_bits(
-            self.summary("bit"),
+            self.summary(("dtype", "bit")),
             self.confidence,
-            list(dtypes.unique()),
+            list(self.strata["dtype"].unique()),
             ax=ax,
-            empty="no bits were struck"
-            if self.pattern is None
-            else 'bits of patterns are not told apart: pass per="layer,bit"',
+            empty=self._why_no_bits(),
         )
+
+    def _why_no_bits(self) -> str:
+        error = self.error_model
+        if not isinstance(error, BitModel):
+            return f"{error} strikes whole values"
+        if error.bits > 1 or isinstance(error.bit, Collection):
+            return f"{error} strikes several bits together"
+        if self.pattern is None:
+            return "no bits were struck"
+        return 'bits of patterns are not told apart: pass per="layer,bit"'
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write `results` as CSV."""
@@ -294,6 +311,13 @@ def overall(
         populations=found["population"],
         confidence=confidence,
     )
+
+
+def _names(by: Any) -> list[str]:
+    names = [by] if isinstance(by, str) else by
+    if not isinstance(names, Iterable):
+        raise CampaignError(f'by={by!r} names no columns; pass "layer" or ("layer", "role")')
+    return list(names)
 
 
 def _is_whole_pool(planned: pd.Series, finished: int) -> bool:

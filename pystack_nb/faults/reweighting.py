@@ -125,6 +125,10 @@ def reweight(
         The table has not these columns, has nothing in common with the campaign, or a number
         in it or the upset rate is negative or none.
     """
+    if not isinstance(exposure, pd.DataFrame):
+        raise CampaignError(
+            f"the exposure is {type(exposure).__name__} {exposure!r:.60}; pass faults.exposure(...)"
+        )
     if event not in {"SDC", "DUE"}:
         raise CampaignError(f'there is no event {event!r}; pass "SDC" or "DUE"')
     if upset_rate is not None and not 0 < upset_rate < np.inf:
