@@ -241,15 +241,7 @@ class Engine:
             )
         if self._given_batch is not None and self._given_batch < 1:
             raise CampaignError(f"a batch of {self._given_batch}: give batch_size=1 or more")
-        for name, layer in self.layers.items():
-            module = layer.module
-            changes = isinstance(module, torch.nn.modules.batchnorm._NormBase)  # noqa: SLF001
-            chance = "Dropout" in layer.type and getattr(module, "p", 0) > 0
-            if module.training and (changes or chance):
-                raise FaultError(
-                    f"layer {name!r} ({layer.type}) is in training mode, where an output depends"
-                    " on chance or on the batch: call model.eval()"
-                )
+        direct.check_mode(self.layers)
 
     def _agrees(self, program: Program) -> bool:
         """Compare with the model itself, bit for bit."""

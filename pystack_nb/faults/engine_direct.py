@@ -24,12 +24,13 @@ from pystack_nb.faults.state import untouched
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pystack_nb.faults.engine_seeded import SeededWeight
     from pystack_nb.faults.engine_trace import Site
     from pystack_nb.faults.engine_trials import Ints, Outputs, Trials
     from pystack_nb.faults.engine_weights import Weight
+    from pystack_nb.faults.layers import Layer
 
 
 def check_chance(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> None:
@@ -148,6 +149,19 @@ def _struck(
     whole = changed if changed.is_quantized else changed[None]
     results.corrupt(whole, 0, np.zeros(1, np.int64), trials)
     return changed
+
+
+def check_mode(found: Mapping[str, Layer]) -> None:
+    """Raise a FaultError if a layer gives another output whenever it runs, or changes itself."""
+    for name, layer in found.items():
+        module = layer.module
+        changes = isinstance(module, torch.nn.modules.batchnorm._NormBase)  # noqa: SLF001
+        chance = "Dropout" in layer.type and getattr(module, "p", 0) > 0
+        if module.training and (changes or chance):
+            raise FaultError(
+                f"layer {name!r} ({layer.type}) is in training mode, where an output depends on"
+                " chance or on the batch: call model.eval()"
+            )
 
 
 def check_elements(site: tuple[Any, ...], element: Ints, count: int) -> None:

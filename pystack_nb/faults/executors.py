@@ -197,13 +197,7 @@ class _Alone:
         """Give the results of a batch, or how many processes died of it."""
         evaluate, token, where = self._task
         pool = self._pool if self._own is None else self._own
-        try:
-            # Where this breaks, no fault is to blame.
-            pool.submit(ready, token, where).result()
-        except Exception as error:
-            if _deaths(error):
-                raise _died(self._pool, again=True) from None
-            raise
+        self._make_ready(pool, token, where)
         try:
             result: pd.DataFrame = pool.submit(evaluate, token, where, batch).result()
         except Exception as error:
@@ -215,6 +209,21 @@ class _Alone:
         self.__exit__()
         self.__enter__()
         return deaths
+
+    def _make_ready(self, pool: Executor, token: str, where: Any) -> None:
+        """Let a worker make its engine: where this breaks, no fault is to blame."""
+        for again in range(_TRIES, -1, -1):
+            try:
+                pool.submit(ready, token, where).result()
+            except Exception as error:
+                if not _deaths(error):
+                    raise
+                if not again or not _is_dask(pool):
+                    raise _died(self._pool, again=True) from None
+                # A worker that was about to die may have held the job.
+                where.retry()
+            else:
+                return
 
 
 def _crashed(fault: pd.DataFrame) -> pd.DataFrame:

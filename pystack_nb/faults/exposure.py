@@ -97,9 +97,11 @@ def exposure(
         forwards, and ``bit_seconds_sd``, the standard deviation over forwards (NaN for one).
         What has no storage of its own (`Identity`, views, a container that gives what its last
         layer gave, a weight that another layer has, too) has 0 bits.  ``attrs`` has
-        ``model_of``, ``forwards``, how many were used, ``left_out``, and ``forward_seconds``,
-        the mean T; of several forwards also ``bit_seconds_of_forwards``, for each row ``(layer,
-        role, (those of each forward))``, which tells what rows have in common.  `to_parquet`
+        ``model_of``, ``forwards``, how many were used, ``left_out``, how many recorded ones were
+        not (of other shapes or layers, broken off, or not among `runs`), and
+        ``forward_seconds``, the mean T; of several forwards also ``bit_seconds_of_forwards``,
+        for each row ``(layer, role, (those of each forward))``, which tells what rows have in
+        common.  `to_parquet`
         writes it into the file's metadata, of which readers take 100 MB: pop it first where
         rows times forwards are some millions.
 
@@ -138,6 +140,8 @@ def exposure(
         )
     if not isinstance(model, torch.nn.Module):
         raise FaultError(f"{type(model).__name__} is no torch.nn.Module: pass the model itself")
+    if not isinstance(runs, slice | None):
+        raise FaultError(f"runs={runs!r:.60} is no slice: pass one, as slice(1, None)")
     forwards = _Forwards(rec, model)
     if model_of in {"busy", "live"}:
         forwards.refuse_launch_times(model_of)
@@ -165,12 +169,12 @@ def exposure(
 
 
 class _Forwards:
-    """The recorded forwards of a model that were not broken off.
+    """The recorded forwards of a model.
 
     Attributes
     ----------
     all : int
-        How many there are.
+        How many there are, those that were broken off, too.
     used : int
         How many of them are of the shapes, and ran the layers, that are looked at.
     """
@@ -185,7 +189,8 @@ class _Forwards:
         if not len(events):
             raise FaultError(
                 "the recording has no events of layers: run the model in"
-                " `with faults.annotate(model):`"
+                " `with faults.annotate(model):`, and record its own process, with %%pystack or"
+                " PyStackProfiler, for `pystack-nb record` sees no events"
             )
         owner = [x.get("model") for x in events["args"]]
         told = {x for x in owner if x is not None}
@@ -195,15 +200,15 @@ class _Forwards:
         self._call = np.array([int(x.get("call", 0)) for x in args])
         broken = np.array(["raised" in x or x.get("complete") is False for x in args])
         # A model that calls itself has further calls, within the one that is a forward.
-        whole = (self._events["name"] == ROOT) & (self._call == 0) & ~broken
-        roots = self._events[whole]
+        whole = (self._events["name"] == ROOT) & (self._call == 0)
+        roots = self._events[whole & ~broken]
         if not len(roots):
             raise FaultError(
                 "the recording has no whole forward of the model itself: call the model, and not"
                 " its layers, in `with faults.annotate(model):`, and end the recording after it"
             )
         self._roots = roots
-        self.all = self.used = len(roots)
+        self.all, self.used = int(whole.sum()), len(roots)
 
     @property
     def grad(self) -> bool:

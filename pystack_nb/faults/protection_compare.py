@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -16,9 +17,10 @@ import torch
 from pystack_nb.errors import CampaignError, FaultDetectedError, FaultError
 from pystack_nb.faults.blame import check_blame
 from pystack_nb.faults.data import Inputs, device_of, tensors
-from pystack_nb.faults.engine_direct import tensors_of
+from pystack_nb.faults.engine_direct import check_mode, tensors_of
 from pystack_nb.faults.engine_trials import OUTCOMES, Outputs, Trials
 from pystack_nb.faults.injection import Fault, inject
+from pystack_nb.faults.layers import layers
 from pystack_nb.faults.metrics import Top1, as_metric
 from pystack_nb.faults.plan import Plan
 from pystack_nb.faults.protection_guards import Defence
@@ -29,7 +31,7 @@ from pystack_nb.faults.statistics import Estimate, wilson
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -99,10 +101,11 @@ def compare(
     Raises
     ------
     CampaignError
-        If there is no plan or no fault, a column is missing, a protection is named ``none``, or
-        the metric needs labels that the data hasn't got.
+        If there is no plan, no fault or no dict of protections, a column is missing, a
+        protection is named ``none``, or the metric needs labels that the data hasn't got.
     FaultError
-        If a protection, which is named, can't be put into the model or run.
+        If the model is in training mode, where outputs depend on chance, or a protection, which
+        is named, can't be put into it or run.
     FaultDetectedError
         If one, which is named, finds a fault while it is timed, where there is none.
 
@@ -130,11 +133,24 @@ def compare(
             "these faults are told by seeds, of a pattern or of values: give those of a campaign"
             " without a pattern, and with a model of bits or of written values"
         )
+    if not isinstance(protections, Mapping):
+        raise CampaignError(
+            f"protections are a {type(protections).__name__}: give a dict of them, by names such"
+            ' as {"Ranger": ranger}'
+        )
     if _NONE in protections:
         raise CampaignError(
             f"{_NONE!r} is the name of the row without protection, to which the others are"
             " compared: give this protection another name"
         )
+    wrong = [x for x in protections.values() if not _is_protection(x)]
+    if wrong or repeats < 1:
+        told = f"{wrong[0]!r:.60} is no protection" if wrong else f"repeats={repeats}"
+        raise CampaignError(
+            f"{told}: give protections by names, each a defence such as Ranger.profile(...) or a"
+            " list of them, and repeats=1 or more"
+        )
+    check_mode(layers(model))
     faults = pd.DataFrame({"value": np.nan, "bit": -1}, faults.index).assign(**faults)
     variants: dict[str, Sequence[Defence] | None] = {_NONE: None}
     variants |= {n: (d,) if isinstance(d, Defence) else tuple(d) for n, d in protections.items()}
@@ -170,6 +186,12 @@ def compare(
         relative_failures=table["SDC_rate"] * table["forward_us"] / alone,
         relative_failures_high=table["SDC_high"] * table["forward_us"] / alone,
     )
+
+
+def _is_protection(value: object) -> bool:
+    if isinstance(value, Defence):
+        return True
+    return isinstance(value, Sequence) and all(isinstance(x, Defence) for x in value)
 
 
 def _rate(

@@ -25,7 +25,13 @@ def dies(golden, faulty, label):
 def client(tmp_path):
     # A worker that dies takes seconds to come again.
     with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        dask.config.set(
+            {
+                "distributed.scheduler.allowed-failures": 0,
+                # A cluster gives a worker up that is away, again, so long after it died.
+                "distributed.deploy.lost-worker-timeout": "1 hour",
+            }
+        ),
         distributed.LocalCluster(
             n_workers=2,
             threads_per_worker=1,
@@ -74,3 +80,23 @@ def test_where_each_batch_kills_its_worker_no_fault_is_to_blame(client, make, mo
     one._plan = make()._planned(None, progress=False)
     with pytest.raises(CampaignError, match="workers of Dask died again and again"):
         one.run(client, progress=False)
+
+
+def dies_once(path, payload):
+    if not path.exists():
+        path.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return payload
+
+
+def test_a_job_whose_holder_died_is_sent_again(client, make, tmp_path):
+    one = make()
+    faults = one.plan().faults.head(4)
+    job = executors.Job(campaigns.make_engine, one._arguments, 1)
+    held = client.submit(dies_once, tmp_path / "died", executors._pickled(job), pure=False)
+    distributed.wait(held)
+    assert held.status == "error"
+    pool = client.get_executor(pure=False)
+    with executors._Alone(pool, (executors.work, "token", held)) as alone:
+        found = alone.run(faults)
+    assert found["fault"].tolist() == [0, 1, 2, 3]

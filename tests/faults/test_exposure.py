@@ -321,8 +321,10 @@ def test_forwards_that_were_broken_off_or_of_other_shapes_are_left_out():
                 model(torch.ones(4, 2))
 
     table = faults.exposure(recorded(run), model)
-    assert (table.attrs["forwards"], table.attrs["left_out"]) == (3, 1)
+    assert (table.attrs["forwards"], table.attrs["left_out"]) == (3, 2)
     assert by_site(table, "bits")["first", "output"] == 4 * 4 * 32
+    with pytest.raises(FaultError, match=r"slice\(1, None\)"):
+        faults.exposure(timed(model, torch.ones(4, 3)), model, runs=3)
 
 
 class Options:
@@ -358,10 +360,10 @@ def test_forwards_of_other_models_and_interrupted_ones_are_not_this_model_s():
             stopping.remove()
 
     rec = recorded(run)
-    for model, count, width in [(small, 3, 4), (wide, 2, 9), (twin, 3, 4)]:
+    for model, count, broken, width in [(small, 3, 1, 4), (wide, 2, 0, 9), (twin, 3, 1, 4)]:
         table = faults.exposure(rec, model)
         assert table.attrs["forwards"] == count
-        assert table.attrs["left_out"] == 0
+        assert table.attrs["left_out"] == broken
         assert by_site(table, "bits")["first", "output"] == 2 * width * 32
     with pytest.raises(FaultError, match="pass the model that was recorded"):
         faults.exposure(rec, nn.Linear(3, 3))

@@ -1,0 +1,45 @@
+"""What is no comparison of protections, and what to do then."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nets import perceptron, samples, state, unchanged
+from torch import nn
+
+from pystack_nb import faults
+from pystack_nb.errors import CampaignError, FaultError
+
+
+def plan(model, data):
+    return faults.Campaign(model, data, sites="weights", seed=0, faults=5).plan()
+
+
+@pytest.mark.parametrize(
+    ("protections", "options", "told"),
+    [
+        ([faults.Duplicate()], {}, "give a dict"),
+        ({"twice": faults.Duplicate}, {}, "is no protection"),
+        ({"twice": [faults.Duplicate]}, {}, "is no protection"),
+        ({"twice": "Duplicate"}, {}, "is no protection"),
+        ({"twice": faults.Duplicate()}, {"repeats": 0}, "repeats=1 or more"),
+    ],
+)
+def test_what_is_no_protection_is_told(protections, options, told):
+    model, data = perceptron(), samples(2)
+    with pytest.raises(CampaignError, match=told):
+        faults.compare(model, data, plan(model, data), protections, **options)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(3), nn.Dropout()], ids=["norm", "dropout"])
+def test_a_model_in_training_mode_is_refused_and_left_as_it_was(layer):
+    model, data = nn.Sequential(nn.Linear(3, 3), layer).eval(), samples(2)
+    planned = plan(model, data)
+    model.train()
+    before = state(model)
+    with pytest.raises(FaultError, match=r"call model.eval\(\)"):
+        faults.compare(model, data, planned, {"twice": faults.Duplicate()})
+    assert unchanged(model, before)
+    assert not any(len(x._forward_hooks) for x in model.modules())
+    assert torch.is_grad_enabled()
