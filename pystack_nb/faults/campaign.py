@@ -80,7 +80,8 @@ class Campaign(Analysis):
     error, confidence : float, optional
         Margin of error, as a fraction, and its confidence; also that of the results' intervals.
     faults : int, optional
-        Number of faults in all, instead of that from the margin.
+        Number of faults in all, instead of that from the margin: at most 20,000,000; where
+        fewer are possible, all of them.
     allocation : {"proportional", "equal", "neyman"}, optional
         How a number of faults is split over layers and roles.  Proportional to their faults is
         a plain random sample and bad for small layers; ``"neyman"`` runs a pilot of 100 in each
@@ -141,6 +142,7 @@ class Campaign(Analysis):
             raise CampaignError(f"{self.metric} needs labels; pass data=(inputs, labels)")
         self.sites = self._chosen(sites)
         self._strata = self._stratify()
+        self.design.total(self._strata)
         if self.design.allocation == "neyman":
             self.design.pilot(self._strata)
         self._store = None if path is None else Store(path, self.fingerprint())
