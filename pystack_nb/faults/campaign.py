@@ -55,6 +55,7 @@ class Campaign(Analysis):
     data : tuple, tensor, dict, Dataset, DataLoader or list
         Samples, with labels where the metric needs them; see `data.tensors`.  The inputs of a
         model that takes keyword arguments are a dict: ``({"x": x, "mask": mask}, labels)``.
+        Only those that are drawn are looked at: what is wrong in others, as NaN, goes unnoticed.
     error_model : ErrorModel, optional
         What happens to an element.  Models of bits and of written values, on single elements,
         are fast: many faults share a forward.  `Noise`, `Custom` and all patterns have a
@@ -85,7 +86,8 @@ class Campaign(Analysis):
     error, confidence : float, optional
         Margin of error, as a fraction, and its confidence; also that of the results' intervals.
     faults : int, optional
-        Number of faults in all, instead of that from the margin.
+        Number of faults in all, instead of that from the margin: at most 20,000,000; where
+        fewer are possible, all of them.
     allocation : {"proportional", "equal", "neyman"}, optional
         How a number of faults is split over layers and roles.  Proportional to their faults is
         a plain random sample and bad for small layers; ``"neyman"`` runs a pilot of 100 in each
@@ -146,6 +148,7 @@ class Campaign(Analysis):
             raise CampaignError(f"{self.metric} needs labels; pass data=(inputs, labels)")
         self.sites = self._chosen(sites)
         self._strata = self._stratify()
+        self.design.total(self._strata)
         if self.design.allocation == "neyman":
             self.design.pilot(self._strata)
         self._store = None if path is None else Store(path, self.fingerprint())
@@ -317,9 +320,10 @@ class Campaign(Analysis):
                     " faults.sites(model, inputs)"
                 )
             return chosen.reset_index(drop=True)
-        if chosen is not None and chosen not in _KINDS:
+        if chosen is not None and chosen not in [*_KINDS]:
             raise CampaignError(
-                f'sites={chosen!r} is unknown; pass "neurons", "weights" or a table of sites'
+                f'sites={chosen!r:.60} is unknown; pass "neurons", "weights" or rows of the table'
+                ' of faults.sites(model, inputs), as table[table["layer"].isin(["conv1"])]'
             )
         # One sample, as faults are evaluated: where a model folds time, tokens or patches into
         # the batch, nothing tells how many of a layer's rows are a sample's.  Copies: a forward

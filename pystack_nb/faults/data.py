@@ -103,6 +103,13 @@ def tensors(data: Any) -> tuple[Inputs, torch.Tensor | None]:
         inputs, labels = _split(_collated(data))
     else:
         raise CampaignError(f"{type(data).__name__} holds no samples; {_FORMS}")
+    if any(x.dim() and not len(x) for x in inputs):
+        raise CampaignError(f"there is no sample; {_FORMS}")
+    if labels is not None and not labels.dim():
+        raise CampaignError(
+            "the labels are a single number; of one sample pass (x[:1], y[:1]), which keeps the"
+            " dimension that counts samples"
+        )
     counts = {len(x) if x.dim() else 0 for x in inputs}
     counts |= set() if labels is None else {len(labels) if labels.dim() else 0}
     if not inputs or len(counts) != 1 or counts == {0}:

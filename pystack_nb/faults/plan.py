@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PER = ("network", "layer", "layer,bit")
 ALLOCATIONS = ("proportional", "equal", "neyman")
 PILOT = 100  # faults of each stratum before Neyman's allocation, where it has as many
+_MOST = 20_000_000  # faults of a plan: some 400 bytes each while they are drawn
 _NAMES = ("layer", "role", "kind")
 _SHOWN = 40
 
@@ -85,6 +86,28 @@ class Design:
             )
         return first
 
+    def total(self, of: list[Stratum]) -> int:
+        """Give the number of faults in all, at most as many as there are.
+
+        Raises
+        ------
+        CampaignError
+            They are more than a plan can hold.
+        """
+        population = sum(x.population for x in of)
+        if self.faults is not None:
+            total = int(min(self.faults, population))
+        elif self.per == "network":
+            total = sample_size(float(population), self.error, self.confidence)
+        else:
+            total = sum(sample_size(x.population, self.error, self.confidence) for x in of)
+        if total > _MOST:
+            raise CampaignError(
+                f"this campaign has more than the {_MOST:,} faults that can be held; pass fewer"
+                " faults or a larger error, or run a campaign for each part of sites"
+            )
+        return total
+
     def sizes(self, of: list[Stratum], seed: int, events: Ints | None = None) -> Ints:
         """Give the sample size of each stratum.
 
@@ -99,15 +122,9 @@ class Design:
         """
         most = np.array([x.population for x in of])
         weights = np.array([x.weight for x in of])
-        each = np.array([sample_size(x.population, self.error, self.confidence) for x in of])
+        total = self.total(of)
         if self.faults is None and self.per != "network" and self.allocation == "proportional":
-            return each
-        if self.faults is not None:
-            total = self.faults
-        elif self.per == "network":
-            total = sample_size(float(most.sum()), self.error, self.confidence)
-        else:
-            total = int(each.sum())
+            return np.array([sample_size(x.population, self.error, self.confidence) for x in of])
         if self.allocation == "proportional" and total < len(of):
             # Rounded shares would be of the largest strata alone, whatever the seed.
             return _one_pool(total, weights, most, seed)

@@ -41,7 +41,10 @@ class Store:
     """
 
     def __init__(self, path: str | os.PathLike[str], fingerprint: dict[str, Any]) -> None:
-        self.path = Path(path)
+        try:
+            self.path = Path(path)
+        except TypeError:
+            raise CampaignError(f"path={path!r:.60} is no folder; pass its name") from None
         self.fingerprint: dict[str, Any] = json.loads(json.dumps(fingerprint))
 
     @contextmanager

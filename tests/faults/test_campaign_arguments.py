@@ -145,3 +145,23 @@ def test_a_pattern_planned_for_another_number_of_samples_is_refused(pattern):
                 campaign(data, net, sites=table, **options).run(progress=False)
         elif pattern != Several(100):
             campaign(data, net, sites=table, **options).run(progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"sites": ["conv2", "fc1"]}, r'\["layer"\]\.isin'),
+        ({"path": 5}, "path=5 is no folder; pass its name"),
+    ],
+)
+def test_other_kinds_of_arguments_are_refused_by_name(options, told):
+    with pytest.raises(CampaignError, match=told):
+        campaign(nets.samples(), nets.perceptron(), **options)
+
+
+def test_no_sample_and_one_without_a_batch_are_refused():
+    x, labels = nets.samples()
+    with pytest.raises(CampaignError, match="there is no sample"):
+        tensors((x[:0], labels[:0]))
+    with pytest.raises(CampaignError, match=r"pass \(x\[:1\], y\[:1\]\)"):
+        tensors((x[0], labels[0]))

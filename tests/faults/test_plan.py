@@ -139,6 +139,20 @@ def test_a_small_stratum_gets_all_its_faults_and_no_more():
     assert make(Zero(), table, samples=1, faults=101, allocation="equal").sizes.tolist() == [1, 100]
 
 
+def test_more_faults_than_there_are_are_all_of_them():
+    table = pd.DataFrame([row(elements=24)])
+    assert len(make(Zero(), table, samples=1, faults=10**12).faults) == 24
+
+
+def test_more_faults_than_can_be_held_are_refused_before_they_are_drawn():
+    large = pd.DataFrame([row(elements=10**7)])
+    for wanted in ({"faults": 10**12}, {"error": 1e-6}, {"error": 1e-6, "per": "layer"}):
+        with pytest.raises(CampaignError, match=r"more than the 20,000,000 .* pass fewer faults"):
+            make(sites=large, **wanted)
+    with pytest.raises(CampaignError, match="pass fewer faults"):
+        make(RandomValue(-1, 1), large, faults=10**400)
+
+
 def test_endless_choices_have_no_finite_population():
     made = make(RandomValue(-1, 1), pd.DataFrame([row(elements=2)]), error=0.05)
     assert math.isinf(made.strata["population"][0])
