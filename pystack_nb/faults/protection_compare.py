@@ -17,7 +17,7 @@ import torch
 from pystack_nb.errors import CampaignError, FaultDetectedError, FaultError
 from pystack_nb.faults.blame import check_blame
 from pystack_nb.faults.data import Inputs, device_of, tensors
-from pystack_nb.faults.engine_direct import check_mode, tensors_of
+from pystack_nb.faults.engine_direct import check_chance, check_mode, tensors_of
 from pystack_nb.faults.engine_trials import OUTCOMES, Outputs, Trials
 from pystack_nb.faults.injection import Fault, inject
 from pystack_nb.faults.layers import layers
@@ -151,6 +151,7 @@ def compare(
             " list of them, and repeats=1 or more"
         )
     check_mode(layers(model))
+    check_chance(model, inputs.each(lambda x: x[:1]))
     faults = pd.DataFrame({"value": np.nan, "bit": -1}, faults.index).assign(**faults)
     variants: dict[str, Sequence[Defence] | None] = {_NONE: None}
     variants |= {n: (d,) if isinstance(d, Defence) else tuple(d) for n, d in protections.items()}

@@ -110,10 +110,12 @@ class Defence(ABC):
         Raises
         ------
         FaultError
-            If there are none.
+            If there are none, or a name stands where a list of them should.
         """
         found = layers(model)
         named: Sequence[str] | None = getattr(self, "layers", None)
+        if isinstance(named, str):
+            raise FaultError(f"layers={named!r} is one name: give a list of names, [{named!r}]")
         if named is not None:
             return [find(model, found, name) for name in named]
         usual = [layer for layer in found.values() if self.usual(layer.module)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,7 +20,7 @@ from pystack_nb.faults.state import untouched
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from pystack_nb.faults.layers import Layer
 
@@ -57,6 +58,11 @@ class Ranger(Defence):
     nan: float | None = 0.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.bounds, Mapping):
+            raise FaultError(
+                f"bounds are a {type(self.bounds).__name__}: give a dict of (low, high) by the"
+                " names of layers, or Ranger.profile(model, data)"
+            )
         for layer, (low, high) in self.bounds.items():
             if not low <= high:
                 raise FaultError(
@@ -112,7 +118,7 @@ class Ranger(Defence):
 
             return hook
 
-        guarded = _Profiled(None if layers is None else tuple(layers)).layers_of(model)
+        guarded = _Profiled(layers).layers_of(model)
         handles = [layer.module.register_forward_hook(note(layer.name)) for layer in guarded]
         try:
             with untouched(model), torch.no_grad():
@@ -151,7 +157,7 @@ class Ranger(Defence):
 
 @dataclass(frozen=True)
 class _Profiled(Defence):
-    layers: tuple[str, ...] | None
+    layers: Sequence[str] | None
     title = "Ranger"
     kinds = _ACTIVATIONS
 

@@ -428,7 +428,7 @@ def test_inputs_that_the_recording_cannot_tell_are_asked_for_and_taken():
 def test_a_recording_that_cannot_tell_says_what_to_do():
     model = perceptron()
     rec = timed(model, torch.ones(1, 3))
-    with pytest.raises(FaultError, match=r"run the model in `with faults.annotate\(model\):`"):
+    with pytest.raises(FaultError, match=r"with faults.annotate\(model\):`.* `pystack-nb record`"):
         faults.exposure(make_recording([]), model)
     with pytest.raises(FaultError, match="'busy', 'live', 'uniform-bits' or 'macs'"):
         faults.exposure(rec, model, "idle")

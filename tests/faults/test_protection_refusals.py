@@ -43,3 +43,26 @@ def test_a_model_in_training_mode_is_refused_and_left_as_it_was(layer):
     assert unchanged(model, before)
     assert not any(len(x._forward_hooks) for x in model.modules())
     assert torch.is_grad_enabled()
+
+
+def test_a_model_that_draws_random_numbers_is_refused():
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return x + torch.rand_like(x)
+
+    model, data = nn.Sequential(nn.Linear(3, 3)).eval(), samples(2)
+    planned = plan(model, data)
+    model.append(Noisy())
+    with pytest.raises(FaultError, match="draws random numbers"):
+        faults.compare(model, data, planned, {"twice": faults.Duplicate()})
+
+
+def test_one_name_is_no_list_of_layers_and_a_list_no_bounds():
+    model = perceptron()
+    for defence in (faults.Checksum(layers="first"), faults.Duplicate(layers="first")):
+        with pytest.raises(FaultError, match="give a list of names"):
+            faults.protect(model, defence).__enter__()
+    with pytest.raises(FaultError, match="give a list of names"):
+        faults.Ranger.profile(model, samples(2), layers="first")
+    with pytest.raises(FaultError, match="give a dict"):
+        faults.Ranger([("first", 0, 1)])
