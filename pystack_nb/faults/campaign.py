@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
 import time
 
 from importlib import import_module
@@ -16,6 +15,7 @@ import torch
 
 from pystack_nb.errors import CampaignError
 from pystack_nb.faults import bits, engine_direct, executors, fingerprint, plan
+from pystack_nb.faults.checks import check_is, whole
 from pystack_nb.faults.data import Inputs, device_of, tensors
 from pystack_nb.faults.metrics import Top1, as_metric
 from pystack_nb.faults.models import BitFlip, ErrorModel
@@ -27,6 +27,7 @@ from pystack_nb.faults.sites import sites as find_sites
 from pystack_nb.faults.state import repeatable
 from pystack_nb.faults.store import Store
 from pystack_nb.faults.strata import Stratum, stratify
+from pystack_nb.faults.trial import at_a_time, few
 
 
 if TYPE_CHECKING:
@@ -40,8 +41,6 @@ _KINDS = {"neurons": "neuron", "weights": "weight"}
 _NUMBERS = ("before", "after", "score")
 _BATCH_SECONDS = 2.0  # what a killed campaign loses at most, about
 _BATCH = (64, 8192)  # faults of a batch, at least and at most
-_TRIAL_SECONDS = 0.06  # tell how long the rest takes
-_TRIAL = (4, 1024)  # faults, at least and at most, and no more than a tenth of them
 
 
 class Campaign(Analysis):
@@ -128,21 +127,21 @@ class Campaign(Analysis):
     ) -> None:
         if seed is None:
             raise CampaignError("a campaign without a seed can't be repeated; pass seed=0")
-        self.seed = _whole(seed, "seed", 0)
-        _check_is(model, torch.nn.Module, "model", "a torch.nn.Module")
-        _check_is(error_model, ErrorModel | None, "error_model", "an error model, as BitFlip()")
+        self.seed = whole(seed, "seed", 0)
+        check_is(model, torch.nn.Module, "model", "a torch.nn.Module")
+        check_is(error_model, ErrorModel | None, "error_model", "an error model, as BitFlip()")
         self.model = model
         self.inputs, self.labels = tensors(data)
         self.inputs = self.inputs.each(lambda x: x.to(device_of(model, x.device)))
         self.error_model = BitFlip() if error_model is None else error_model
-        _check_is(pattern, Pattern | None, "pattern", "a pattern, as Channel()")
+        check_is(pattern, Pattern | None, "pattern", "a pattern, as Channel()")
         self.pattern = pattern
         self.metric = as_metric(Top1() if metric is None else metric)
-        count = None if faults is None else _whole(faults, "faults", 1)
+        count = None if faults is None else whole(faults, "faults", 1)
         self.design = Design(per, error, confidence, count, allocation)
-        self.batch_size = None if batch_size is None else _whole(batch_size, "batch_size", 1)
+        self.batch_size = None if batch_size is None else whole(batch_size, "batch_size", 1)
         self.weight_samples = (
-            None if weight_samples is None else _whole(weight_samples, "weight_samples", 1)
+            None if weight_samples is None else whole(weight_samples, "weight_samples", 1)
         )
         if self.metric.needs_labels and self.labels is None:
             raise CampaignError(f"{self.metric} needs labels; pass data=(inputs, labels)")
@@ -154,6 +153,7 @@ class Campaign(Analysis):
         self._store = None if path is None else Store(path, self.fingerprint())
         self._finished: list[pd.DataFrame] = []
         self._tried: list[pd.DataFrame] = []
+        self._seconds_each = math.nan
         self._plan: Plan | None = None
         self._engine: Any = None
 
@@ -182,7 +182,9 @@ class Campaign(Analysis):
             unfinished batch: dask runs that again elsewhere, and in place of a broken pool of
             processes a new one goes on, with a warning, and runs what was unfinished last, in
             smaller and smaller parts. A fault that kills its process by itself is a ``DUE``.
-            The trial that tells the time runs there, too.
+            The trial that tells the time runs there, too.  Processes have to start and to
+            get the model: they pay where a run takes minutes.  Those of a campaign that is
+            killed outlive it, as of any pool.
         progress : bool, optional
             Show a progress bar.
 
@@ -254,7 +256,7 @@ class Campaign(Analysis):
         if self._plan is None:
             raise CampaignError("nothing is planned yet; call plan() or run() first")
         table = self._plan.faults
-        at = _whole(number, "number", 0)
+        at = whole(number, "number", 0)
         if at >= len(table):
             raise CampaignError(f"there is no fault {at}; pass a number from 0 to {len(table) - 1}")
         row = table.iloc[at]
@@ -312,7 +314,7 @@ class Campaign(Analysis):
             ]
         return fingerprint.of_values(outputs)
 
-    def _chosen(self, chosen: str | pd.DataFrame | None) -> pd.DataFrame:
+    def _chosen(self, chosen: Any) -> pd.DataFrame:
         if isinstance(chosen, pd.DataFrame):
             if missing := {"layer", "call", "role", "kind", "dtype", "elements"} - {*chosen}:
                 raise CampaignError(
@@ -320,7 +322,7 @@ class Campaign(Analysis):
                     " faults.sites(model, inputs)"
                 )
             return chosen.reset_index(drop=True)
-        if chosen is not None and chosen not in [*_KINDS]:
+        if chosen is not None and not (isinstance(chosen, str) and chosen in _KINDS):
             raise CampaignError(
                 f'sites={chosen!r:.60} is unknown; pass "neurons", "weights" or rows of the table'
                 ' of faults.sites(model, inputs), as table[table["layer"].isin(["conv1"])]'
@@ -390,7 +392,7 @@ class Campaign(Analysis):
             self._tried = []
         bar = _bar(len(faults), len(faults) - len(left)) if progress else None
         try:
-            batches = _batches(left, planned.seconds / max(1, len(left)))
+            batches = _batches(left, self._seconds_each)
             for batch in self._evaluated(batches, executor):
                 self._keep(batch)
                 if bar is not None:
@@ -399,10 +401,12 @@ class Campaign(Analysis):
             if bar is not None:
                 bar.close()
 
-    def _evaluated(self, batches: Iterable[pd.DataFrame], executor: Any) -> Iterator[pd.DataFrame]:
+    def _evaluated(
+        self, batches: Iterable[pd.DataFrame], executor: Any, *, trial: bool = False
+    ) -> Iterator[pd.DataFrame]:
         job = executors.Job(make_engine, self._arguments, torch.get_num_threads())
         own = self._own() if executor is None else None
-        return executors.evaluate(executor, job, batches, own=own)
+        return executors.evaluate(executor, job, batches, own=own, trial=trial)
 
     def _keep(self, batch: pd.DataFrame) -> None:
         if self._store is None:
@@ -443,21 +447,22 @@ class Campaign(Analysis):
 
     def _estimate(self, faults: pd.DataFrame, executor: Any) -> float:
         """Time some of the faults that are left; what became of them is kept for the run."""
+        left = self._left(faults)
+        if left.empty:
+            return 0.0
         # On the executor, where there is one: a fault may kill the process that evaluates it.
-        left, count = self._left(faults), 1
-        most = int(min(max(len(left) // 10, _TRIAL[0]), _TRIAL[1]))
-        while len(left):
-            which = np.unique(np.linspace(0, len(left) - 1, min(count, len(left)), dtype=int))
-            start = time.perf_counter()
-            some = left.iloc[which].reset_index(drop=True)
-            self._tried += self._evaluated([some], executor)
-            taken = time.perf_counter() - start
-            left = left.drop(left.index[which])
-            # The first one also traces the model and finds the quickest batch.
-            if count > 1 and (taken > _TRIAL_SECONDS or count >= most):
-                return taken / len(which) * len(left)
-            count = min(8 * count, most) if count > 1 else _TRIAL[0]
-        return 0.0
+        started = time.perf_counter()
+        parts = [*self._evaluated([few(left, _BATCH[1])], executor, trial=True)]
+        taken = time.perf_counter() - started
+        self._tried += parts
+        others = len(left) - sum(map(len, parts))
+        # A fault that killed the process took no time that is known.
+        told = [x.attrs for x in parts if "seconds" in x.attrs] or [{"seconds": 0.0}]
+        self._seconds_each = max(x.get("seconds_each", math.nan) for x in told)
+        at_once = at_a_time(executor, torch.get_num_threads())
+        # Another worker has to start, too, before it takes a part of them.
+        starting = taken - sum(x["seconds"] for x in told) if at_once > 1 else 0.0
+        return starting + self._seconds_each * others / at_once if others else 0.0
 
 
 def make_engine(*, inputs: Inputs, labels: torch.Tensor | None, **options: Any) -> Any:
@@ -480,18 +485,3 @@ def _bar(total: int, done: int) -> Any:
     except ImportError:
         return None
     return tqdm(total=total, initial=done, unit=" faults")
-
-
-def _check_is(value: Any, kind: Any, name: str, wanted: str) -> None:
-    if not isinstance(value, kind):
-        raise CampaignError(f"{name} is {type(value).__name__} {value!r:.60}; pass {wanted}")
-
-
-def _whole(value: Any, name: str, least: int) -> int:
-    try:
-        number = least - 1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least:
-        raise CampaignError(f"{name}={value!r} can't be; pass a whole number, {least} or more")
-    return number

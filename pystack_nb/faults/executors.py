@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import pandas as pd
 import torch
 
 from pystack_nb import marks
@@ -38,12 +39,13 @@ from pystack_nb.errors import CampaignError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    import pandas as pd
 
 _WINDOW = 64  # batches handed out and not yet back
 _STALLED = 3  # pools that break one after the other, and finish nothing
 _TRIES = 2  # of a fault that kills its process: something else may have done so
 _HOPELESS = 4  # faults that do, before anything is finished
+_TRIAL_SECONDS = 0.06  # tell how long the rest takes
+_TRIAL_FIRST = 4  # faults that are tried together, after the first one alone
 _local = threading.local()
 
 
@@ -73,7 +75,12 @@ class Job:
 
 
 def evaluate(
-    executor: Any, job: Job, batches: Iterable[pd.DataFrame], *, own: Any = None
+    executor: Any,
+    job: Job,
+    batches: Iterable[pd.DataFrame],
+    *,
+    own: Any = None,
+    trial: bool = False,
 ) -> Iterator[pd.DataFrame]:
     """Evaluate batches, and give each one's results as they come.
 
@@ -87,6 +94,8 @@ def evaluate(
         Rows of `Plan.faults`.
     own : Engine, optional
         The one of this process, used without an executor.
+    trial : bool, optional
+        Run as many of each batch as tell how long the others take, see `tried`.
 
     Yields
     ------
@@ -109,13 +118,13 @@ def evaluate(
     if executor is None:
         engine = job.make() if own is None else own
         for batch in batches:
-            yield evaluated(engine, batch)
+            yield tried(engine, batch) if trial else evaluated(engine, batch)
         return
     payload = _pickled(job)
     # The same job has the same name, so that workers keep its engine.
     token = hashlib.sha256(payload).hexdigest()
     with _reachable(executor, payload) as (pool, where):
-        yield from _each(batches, pool, (work, token, where))
+        yield from _each(batches, pool, (work_trial if trial else work, token, where))
 
 
 def _each(
@@ -295,6 +304,38 @@ def work(token: str, where: str | bytes, batch: pd.DataFrame) -> pd.DataFrame:
     """
     ready(token, where)
     return evaluated(_local.engine, batch)
+
+
+def work_trial(token: str, where: str | bytes, batch: pd.DataFrame) -> pd.DataFrame:
+    """Do as `work`, as far as `tried` goes."""
+    ready(token, where)
+    return tried(_local.engine, batch)
+
+
+def tried(engine: Any, batch: pd.DataFrame) -> pd.DataFrame:
+    """Evaluate faults, more and more at a time, until they tell how long others take.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Results, of the first ones of the batch.  ``attrs`` has ``seconds``, what all of them
+        took, and ``seconds_each``, what a fault took among the last ones.
+    """
+    parts: list[pd.DataFrame] = []
+    at, count, seconds = 0, 1, 0.0
+    while at < len(batch):
+        some = batch.iloc[at : at + count].reset_index(drop=True)
+        started = time.perf_counter()
+        parts.append(evaluated(engine, some))
+        taken = time.perf_counter() - started
+        at, seconds = at + len(some), seconds + taken
+        # The first one also traces the model and finds the quickest batch.
+        if at > 1 and taken > _TRIAL_SECONDS:
+            break
+        count = 8 * count if at > 1 else _TRIAL_FIRST
+    found = pd.concat(parts, ignore_index=True)
+    found.attrs |= {"seconds": seconds, "seconds_each": taken / len(some)}
+    return found
 
 
 def ready(token: str, where: str | bytes) -> None:

@@ -162,8 +162,8 @@ class Plan:
     confidence : float
         Of the margins.
     seconds : float
-        How long the run will take in one process, as a short trial tells, whose faults are
-        the first that are finished; NaN where none ran.
+        How long the run will take where it is going to run, as a short trial tells, whose
+        faults are the first that are finished; NaN where none ran.
     proportional : bool
         Whether strata have faults in proportion to their sizes, as far as can be.
     """

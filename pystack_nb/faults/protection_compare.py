@@ -27,6 +27,7 @@ from pystack_nb.faults.protection_guards import Defence
 from pystack_nb.faults.protection_scope import Protection, protect
 from pystack_nb.faults.replay import OfMasks
 from pystack_nb.faults.results import overall
+from pystack_nb.faults.state import untouched
 from pystack_nb.faults.statistics import Estimate, wilson
 
 
@@ -222,7 +223,7 @@ class _Trials:
         self.golden: dict[int, list[torch.Tensor]] = {}
 
     def run(self, sample: int) -> Any:
-        with torch.no_grad():
+        with torch.no_grad(), untouched(self.model, generators=False):
             return self.inputs.each(lambda x: x[sample : sample + 1].clone()).given_to(self.model)
 
     def alarmed(self, sample: int, guards: Protection) -> bool:
@@ -288,7 +289,11 @@ def _times(
     )
     for _ in range(repeats):
         for name, defences in variants.items():
-            with _protected(model, name, defences), torch.no_grad():
+            with (
+                untouched(model, generators=False),
+                _protected(model, name, defences),
+                torch.no_grad(),
+            ):
                 for _ in range(3):  # the last one finds caches warm
                     given = inputs.each(torch.clone)  # the model may overwrite them
                     wait()

@@ -66,3 +66,24 @@ def test_one_name_is_no_list_of_layers_and_a_list_no_bounds():
         faults.Ranger.profile(model, samples(2), layers="first")
     with pytest.raises(FaultError, match="give a dict"):
         faults.Ranger([("first", 0, 1)])
+
+
+class Counts(nn.Module):
+    """Counts its forwards in a buffer and in an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.seen = nn.Linear(3, 3), 0
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        self.count += 1
+        self.seen += 1
+        return self.linear(x)
+
+
+def test_what_forwards_change_is_put_back():
+    model, data = Counts().eval(), samples(2)
+    table = faults.compare(model, data, plan(model, data), {"twice": faults.Duplicate()})
+    assert len(table) == 2
+    assert (float(model.count), model.seen) == (0, 0)
