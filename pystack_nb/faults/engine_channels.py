@@ -16,6 +16,7 @@ import torch
 from pystack_nb.faults import bits
 from pystack_nb.faults.blame import check_blame
 from pystack_nb.faults.engine_neurons import NeuronSweep
+from pystack_nb.faults.engine_steps import name_of
 from pystack_nb.faults.engine_trials import sizes_of
 
 
@@ -78,7 +79,7 @@ def channels_of(program: Program, target: Target) -> Channels | None:
     if weight is None or target.remade or not used_once or k + 2 > program.length:
         return None
     step = program.steps[k]
-    dim = channel_dim(step)
+    dim = _CHANNELS.get(name_of(step))
     if (
         dim is None
         or not _is_operand(weight.tensor, step)
@@ -90,11 +91,6 @@ def channels_of(program: Program, target: Target) -> Channels | None:
     return Channels(weight, k, dim, weight.tensor.numel() // max(shape[0], 1))
 
 
-def channel_dim(step: Step) -> int | None:
-    """Give the dimension of channels, each made from weights of its own, if there is one."""
-    return _CHANNELS.get(getattr(step.op, "__name__", "").split(".")[0])
-
-
 def _is_operand(weight: torch.Tensor, step: Step) -> bool:
     """Whether an operation takes a tensor as its weight or bias, and no other one in its memory.
 
@@ -102,10 +98,10 @@ def _is_operand(weight: torch.Tensor, step: Step) -> bool:
     """
     operands = [x for x in step.args[1:3] if isinstance(x, torch.Tensor)]
     memories = {x.untyped_storage()._cdata for x in operands}  # noqa: SLF001
-    return len(memories) == len(operands) and any(is_same(x, weight) for x in operands)
+    return len(memories) == len(operands) and any(_is_same(x, weight) for x in operands)
 
 
-def is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors show the same memory as the same elements: a transposed one does not."""
     return (
         one.data_ptr() == other.data_ptr()

@@ -8,7 +8,6 @@ by themselves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -18,13 +17,22 @@ import torch
 from torch.utils import _pytree as pytree
 
 from pystack_nb.faults.data import Inputs
+from pystack_nb.faults.engine_steps import (
+    Affine,
+    Env,
+    arguments_of,
+    compiled,
+    ids,
+    mutated,
+    name_of,
+    needs,
+)
 from pystack_nb.faults.engine_trace import Ref, Site, Step, Trace, UntraceableError, trace
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
-Env = dict[int, torch.Tensor]
 Sizes = list[tuple[torch.Tensor, torch.Tensor]]
 
 # What gives each sample the same bits whatever the batch: views, copies, comparisons, and
@@ -85,14 +93,6 @@ _ROW_BY_ROW = frozenset(
 
 # What may make large numbers cancel each other out, row by row.
 _ADDING = frozenset(["add", "add_", "sub", "sub_", "rsub"])
-
-
-@dataclass(frozen=True)
-class _Affine:
-    """A number that grows with the batch."""
-
-    base: int
-    slope: int
 
 
 class Program:
@@ -157,12 +157,12 @@ class Program:
             for i, dim in self.batch_dim.items()
         }
         self.length = len(self.steps)
-        self.run_step = [_compiled(step) for step in self.steps]
-        self._run_constant = [_compiled(step) for step in self._constant_steps]
+        self.run_step = [compiled(step) for step in self.steps]
+        self._run_constant = [compiled(step) for step in self._constant_steps]
         self.row_by_row = [self._is_row_by_row(step) for step in self.steps]
         self.sites = {step.site: k for k, step in enumerate(self.steps) if step.site}
-        self._needs = [_needs(step) for step in self.steps]
-        self._constant_needs = [_needs(step) for step in self._constant_steps]
+        self._needs = [needs(step) for step in self.steps]
+        self._constant_needs = [needs(step) for step in self._constant_steps]
         self._find_lives()
 
     def constants(self) -> Env:
@@ -223,7 +223,7 @@ class Program:
         found, last = dict[int, list[int]](), 0
         for start, end in pairwise(self.boundaries):
             behind = next((k for k in range(start + 1, end) if self.clean[k]), end)
-            adds = any(_name(step) in _ADDING for step in self.steps[behind:end])
+            adds = any(name_of(step) in _ADDING for step in self.steps[behind:end])
             for position in [behind, end] if adds else [end]:
                 found[position] = sorted(self.changed_between(last, position) & self._measurable)
                 last = position
@@ -299,12 +299,12 @@ class Program:
         self.steps: list[Step] = []
         self._constant_steps: list[Step] = []
         for step in merged:
-            used, made = _ids(step.args, step.kwargs), _ids(step.out)
+            used, made = ids(step.args, step.kwargs), ids(step.out)
             varying = any(i in varies for i in used) or any(self._dims[i] is not None for i in made)
             (self.steps if varying else self._constant_steps).append(step)
             if varying:
                 varies.update(made)
-            for i in _mutated(step):
+            for i in mutated(step):
                 if i not in varies:
                     raise UntraceableError(f"{step.op} changes what outlasts the forward")
         if any(self._dims[i] is None for i in varies):
@@ -314,7 +314,7 @@ class Program:
 
     def _find_lives(self) -> None:
         self._made = [made - taken for _, taken, made in self._needs]
-        self.mutated = [list(_mutated(step)) for step in self.steps]
+        self.mutated = [list(mutated(step)) for step in self.steps]
         live = set(self.output)
         if not live or not live <= self.batch_dim.keys():
             raise UntraceableError("the model's output has no row for each sample")
@@ -332,9 +332,9 @@ class Program:
         if step.site is not None:
             return True
         return (
-            _name(step) in _ROW_BY_ROW
+            name_of(step) in _ROW_BY_ROW
             # A product that is added is rounded in vector instructions once, and beside them twice.
-            and _given(step).get("alpha", 1) in (1, -1)
+            and arguments_of(step).get("alpha", 1) in (1, -1)
             and not any(self._is_complex(x) for x in pytree.tree_leaves((step.args, step.kwargs)))
         )
 
@@ -404,105 +404,10 @@ def _merge_leaves(two: Any, three: Any) -> Any:
     if isinstance(two, torch.ScriptObject):
         raise UntraceableError("an operation takes an object whose contents can't be seen")
     if isinstance(two, int) and isinstance(three, int) and two != three:
-        return _Affine(two - 2 * (three - two), three - two)
+        return Affine(two - 2 * (three - two), three - two)
     if two is not three and two != three and not (two != two and three != three):  # noqa: PLR0124
         raise UntraceableError(f"an argument is {two!r} in a batch of 2 and {three!r} in one of 3")
     return two
-
-
-def _ids(*values: Any) -> list[int]:
-    return [x.id for x in pytree.tree_leaves(values) if isinstance(x, Ref)]
-
-
-def _needs(step: Step) -> tuple[set[int], set[int], set[int]]:
-    """Give the memory from outside that a step reads, the tensors that it takes and makes."""
-    outside = {
-        x.untyped_storage()._cdata  # noqa: SLF001
-        for x in pytree.tree_leaves((step.args, step.kwargs))
-        if isinstance(x, torch.Tensor)
-    }
-    return outside, set(_ids(step.args, step.kwargs)), set(_ids(step.out))
-
-
-def _name(step: Step) -> str:
-    return getattr(step.op, "__name__", "").split(".")[0]
-
-
-def _given(step: Step) -> dict[str, Any]:
-    """Give a step's arguments by name; none for what is no operation of torch."""
-    schema = getattr(step.op, "_schema", None)
-    if schema is None:
-        return {}
-    return dict(zip([a.name for a in schema.arguments], step.args, strict=False)) | step.kwargs
-
-
-def _mutated(step: Step) -> Collection[Any]:
-    """Give the tensors that a step changes in place: ids, and None for one from outside."""
-    given, schema = _given(step), getattr(step.op, "_schema", None)
-    arguments = schema.arguments if schema is not None else []
-    written = [given.get(a.name) for a in arguments if a.alias_info and a.alias_info.is_write]
-    leaves = [x for x in pytree.tree_leaves(written) if x is not None]
-    return [x.id if isinstance(x, Ref) else None for x in leaves]
-
-
-def _compiled(step: Step) -> Callable[[Env, int], None]:
-    """Make a function that runs a step; what varies is put into a copy of its arguments."""
-    op, store = step.op, _storer(step.out)
-    if step.site is not None:
-        source, target = step.args[0].id, step.out.id
-
-        def alias(env: Env, _: int) -> None:
-            env[target] = env[source]
-
-        return alias
-    filled = [(i, _filler(a)) for i, a in enumerate(step.args) if _varies(a)]
-    named = [(k, _filler(a)) for k, a in step.kwargs.items() if _varies(a)]
-    template, kwargs = list(step.args), step.kwargs
-
-    def run(env: Env, batch: int) -> None:
-        args = template.copy()
-        for i, fill in filled:
-            args[i] = fill(env, batch)
-        if named:
-            store(env, op(*args, **(kwargs | {k: fill(env, batch) for k, fill in named})))
-        else:
-            store(env, op(*args, **kwargs))
-
-    return run
-
-
-def _varies(value: Any) -> bool:
-    return any(isinstance(x, Ref | _Affine) for x in pytree.tree_leaves(value))
-
-
-def _filler(value: Any) -> Callable[[Env, int], Any]:
-    if isinstance(value, Ref):
-        number = value.id
-        return lambda env, _: env[number]
-    if isinstance(value, _Affine):
-        return lambda _, batch: value.base + value.slope * batch
-    if isinstance(value, list | tuple) and type(value) in {list, tuple}:
-        parts, make = [_filler(x) for x in value], type(value)
-        return lambda env, batch: make(part(env, batch) for part in parts)
-    return lambda _, __: value
-
-
-def _storer(out: Any) -> Callable[[Env, Any], None]:
-    if isinstance(out, Ref):
-        number = out.id
-
-        def store(env: Env, result: Any) -> None:
-            env[number] = result
-
-        return store
-    ids = [x.id if isinstance(x, Ref) else None for x in pytree.tree_leaves(out)]
-
-    def store_all(env: Env, result: Any) -> None:
-        for i, leaf in zip(ids, pytree.tree_leaves(result), strict=True):
-            if i is not None:
-                env[i] = leaf
-
-    return store_all
 
 
 __all__ = ["Env", "Program", "Site", "Sizes", "UntraceableError"]
