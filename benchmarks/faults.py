@@ -58,7 +58,7 @@ def table_of(model: torch.nn.Module, images: torch.Tensor, kind: str, count: int
     an element, as PyTorchFI does, which decides how much of the network a fault runs through.
     """
     rng = np.random.default_rng(0)
-    sites = faults.sites(model, images[:2])
+    sites = faults.sites(model, images[:1])
     sites = sites[(sites["kind"] == kind) & (sites["same_as"] == "") & (sites["bits"] == 32)]
     if kind == "neuron":
         sites = sites[(sites["role"] == "output") & sites["type"].isin(["Conv2d", "Linear"])]

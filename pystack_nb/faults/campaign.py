@@ -14,7 +14,8 @@ import pandas as pd
 import torch
 
 from pystack_nb.errors import CampaignError
-from pystack_nb.faults import bits, engine_direct, executors, fingerprint, plan
+from pystack_nb.faults import engine_direct, executors, fingerprint, plan
+from pystack_nb.faults.campaign_sites import PLACE, chosen_sites
 from pystack_nb.faults.checks import check_is, whole
 from pystack_nb.faults.data import Inputs, device_of, tensors
 from pystack_nb.faults.metrics import Top1, as_metric
@@ -23,7 +24,6 @@ from pystack_nb.faults.patterns import Pattern
 from pystack_nb.faults.plan import Design, Plan
 from pystack_nb.faults.replay import as_fault
 from pystack_nb.faults.results import Analysis
-from pystack_nb.faults.sites import sites as find_sites
 from pystack_nb.faults.state import repeatable
 from pystack_nb.faults.store import Store
 from pystack_nb.faults.strata import Stratum, stratify
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from pystack_nb.faults.fault import Fault
 
-_KINDS = {"neurons": "neuron", "weights": "weight"}
 _NUMBERS = ("before", "after", "score")
 _BATCH_SECONDS = 2.0  # what a killed campaign loses at most, about
 _BATCH = (64, 8192)  # faults of a batch, at least and at most
@@ -62,7 +61,8 @@ class Campaign(Analysis):
         generator; `run` in other processes needs one that can be pickled.
     sites : {"neurons", "weights"} or pandas.DataFrame, optional
         Where: outputs of the innermost layers, parameters and buffers, both (the default), or
-        rows of what `sites` gives, any of them.  Of integer tensors only by such rows.
+        rows of what `sites` gives for an example of any size, any of them: their columns
+        ``layer``, ``call`` and ``role``.  Of integer tensors only by such rows.
     seed : int
         Required.  All faults are drawn from it.
     metric : callable, optional
@@ -145,7 +145,7 @@ class Campaign(Analysis):
         )
         if self.metric.needs_labels and self.labels is None:
             raise CampaignError(f"{self.metric} needs labels; pass data=(inputs, labels)")
-        self.sites = self._chosen(sites)
+        self.sites = chosen_sites(self.model, self.inputs, sites)
         self._strata = self._stratify()
         self.design.total(self._strata)
         if self.design.allocation == "neyman":
@@ -314,39 +314,6 @@ class Campaign(Analysis):
             ]
         return fingerprint.of_values(outputs)
 
-    def _chosen(self, chosen: Any) -> pd.DataFrame:
-        if isinstance(chosen, pd.DataFrame):
-            if missing := {"layer", "call", "role", "kind", "dtype", "elements"} - {*chosen}:
-                raise CampaignError(
-                    f"this table of sites has no column {min(missing)!r}; pass rows of"
-                    " faults.sites(model, inputs)"
-                )
-            return chosen.reset_index(drop=True)
-        if chosen is not None and not (isinstance(chosen, str) and chosen in _KINDS):
-            raise CampaignError(
-                f'sites={chosen!r:.60} is unknown; pass "neurons", "weights" or rows of the table'
-                ' of faults.sites(model, inputs), as table[table["layer"].isin(["conv1"])]'
-            )
-        # One sample, as faults are evaluated: where a model folds time, tokens or patches into
-        # the batch, nothing tells how many of a layer's rows are a sample's.  Copies: a forward
-        # may change its inputs.
-        args, kwargs = self.inputs.each(lambda x: x[:1].clone()).arguments
-        found = find_sites(self.model, *args, **kwargs)
-        # Integer tensors are indices and counters; each other tensor counts once.
-        numbers = np.array(
-            [x.is_floating_point or x in bits.QUANTISED for x in found["dtype"]], bool
-        )
-        here = (found["kind"] == "weight") | found["role"].str.startswith("output")
-        wanted = here & numbers & (found["bits"] > 0) & (found["same_as"] == "")
-        if chosen is not None:
-            wanted &= found["kind"] == _KINDS[chosen]
-        if not wanted.any():
-            raise CampaignError(
-                f"the model has no {chosen or 'sites'} of floating point; pass some rows of"
-                " faults.sites(model, inputs) as sites"
-            )
-        return found[wanted].reset_index(drop=True)
-
     def _stratify(self) -> list[Stratum]:
         found = stratify(
             self.sites,
@@ -431,7 +398,7 @@ class Campaign(Analysis):
         names = ("model", "inputs", "labels", "metric", "batch_size", "weight_samples")
         arguments = {x: getattr(self, x) for x in names}
         if (pattern := self._strata[0].pattern) is not None:
-            named = zip(*(self.sites[x] for x in ("layer", "call", "role")), strict=True)
+            named = zip(*(self.sites[x] for x in PLACE), strict=True)
             elements = dict(zip(named, self.sites["elements"].tolist(), strict=True))
             arguments |= {
                 "error_model": self.error_model,

@@ -170,7 +170,7 @@ def check_elements(site: tuple[Any, ...], element: Ints, count: int) -> None:
         raise FaultError(
             f"{site[0]!r} {site[2]} has {count} elements of a sample, and a fault strikes element"
             f" {element.max()}: take elements from faults.sites(model, *inputs), with inputs of"
-            " one sample where a layer sees samples folded into each other"
+            " one sample"
         )
 
 

@@ -56,7 +56,8 @@ class Fault:
     sample : int, optional
         Strike this sample of the batch only.
     batch_dim : int
-        The dimension that counts samples, for ``sample``.
+        The dimension that counts samples, for ``sample``: the column of the same name in a
+        `Campaign`'s ``sites``.
 
     Raises
     ------

@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 
     Row = tuple[Any, ...]
 
-_COLUMNS = ["layer", "type", "call", "role", "kind", "shape", "dtype", "elements", "bits"]
+_COLUMNS = ["layer", "type", "call", "role", "kind", "shape", "dtype", "elements"]
+_COLUMNS += ["bits", "same_as"]
 
 
 def sites(model: torch.nn.Module, *inputs: Any, **kw: Any) -> pd.DataFrame:
-    """List every layer's tensors, by running the model once, and once with one sample more.
+    """List every layer's tensors, by running the model once.
 
     The model, its buffers, its modules' attributes, its gradients and all random generators are
     afterwards as they were before, but for what it puts into its lists and dicts; it runs in the
-    mode that it is in, on copies of the example.
-    The second run tells which dimension of a tensor counts the samples: sizes may coincide.
+    mode that it is in, on a copy of the example.
 
     Parameters
     ----------
     model : torch.nn.Module
         Any model that is not compiled.
     *inputs, **kw
-        What ``model(...)`` takes: an example.  The first dimension of the first tensor counts
-        the samples.  A dict alone is inputs by name, as in the data of a `Campaign`, unless
-        the model's forward takes no arguments of these names.
+        What ``model(...)`` takes: an example.  With one sample (``images[:1]``), sizes are those
+        that a `Campaign` draws from.  A dict alone is inputs by name, as in the data of a
+        `Campaign`, unless the model's forward takes no arguments of these names.
 
     Returns
     -------
@@ -58,10 +58,8 @@ def sites(model: torch.nn.Module, *inputs: Any, **kw: Any) -> pd.DataFrame:
           ``output`` or ``input`` is ``own.output`` or ``own.input``;
         * ``kind``: ``neuron`` or ``weight`` (buffers, too);
         * ``shape`` (tuple), ``dtype`` (torch.dtype);
-        * ``elements``: number of elements, for neurons of one sample;
+        * ``elements``: number of elements, of all samples of the example;
         * ``bits``: stored bits of an element; 0 if faults can't strike this type;
-        * ``batch_dim``: the dimension that counts samples, -1 for none. If the model can't run
-          with one sample more, it is 0 where that dimension has the size of the inputs';
         * ``same_as``: empty, or the earlier site (``layer:call:role``) that is this very
           tensor. Each tensor counts once among the rows where it is empty: choose from those
           what a random fault may strike.
@@ -75,25 +73,66 @@ def sites(model: torch.nn.Module, *inputs: Any, **kw: Any) -> pd.DataFrame:
     --------
     >>> faults.sites(torch.nn.Linear(2, 3), torch.ones(5, 2))[["role", "shape", "elements"]]
          role   shape  elements
-    0   input  (5, 2)         2
-    1  output  (5, 3)         3
+    0   input  (5, 2)        10
+    1  output  (5, 3)        15
     2  weight  (3, 2)         6
     3    bias    (3,)         3
     """
     inputs, kw = _by_name(model, inputs, kw)
+    return _table(trace(model, inputs, kw))
+
+
+def sites_of_a_sample(
+    model: torch.nn.Module, inputs: tuple[Any, ...], kw: dict[str, Any]
+) -> pd.DataFrame:
+    """List as `sites` what is one sample's, by running the model once more with one more of it.
+
+    Sizes may coincide, as those of ``arange(x.shape[0])`` and ``arange(4)`` in a batch of 4, so
+    that no single run tells which dimension of a tensor counts the samples.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        See `sites`.
+    inputs, kw
+        What the model takes.  The first dimension of the first tensor counts the samples: one,
+        where a model folds time, tokens or patches into the batch, since nothing would tell how
+        many of a layer's rows are a sample's.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As `sites`, with ``elements`` of one sample for neurons, and ``batch_dim``: the dimension
+        that counts the samples, -1 for none.  If the model can't run with one sample more, it is
+        0 where that dimension has the size of the inputs'.
+
+    Raises
+    ------
+    FaultError
+        As `sites`.
+    """
     ran = trace(model, inputs, kw)
     samples, larger = _one_more(inputs, kw)
     dims = _batch_dims(ran, _run_again(model, larger), samples)
+    table = _table(ran)
+    places = zip(table["layer"], table["call"], table["role"], strict=True)
+    counted = [dims.get(place, -1) for place in places]
+    table["batch_dim"] = counted
+    table["elements"] = [
+        math.prod(size for i, size in enumerate(shape) if i != dim)
+        for shape, dim in zip(table["shape"], counted, strict=True)
+    ]
+    return table
+
+
+def _table(ran: Trace) -> pd.DataFrame:
     found: dict[str, tuple[Layer, list[Row]]] = {}
     for call in ran.calls:
         _, rows = found.setdefault(call.layer.name, (call.layer, []))
         for seen in call.inputs + call.outputs:
-            dim = dims[call.layer.name, call.call, seen.role]
-            counted = [size for i, size in enumerate(seen.shape) if i != dim]
             place = "" if seen.same_as is None else "{}:{}:{}".format(*seen.same_as)
             where = (call.layer.name, call.layer.type, call.call, seen.role, "neuron")
-            what = (seen.shape, seen.dtype, math.prod(counted), _width(seen.dtype))
-            rows.append((*where, *what, dim, place))
+            rows.append((*where, *_what(seen.shape, seen.dtype), place))
     owners: dict[int, str] = {}
     for name, layer in ran.layers.items():
         rows = found.setdefault(name, (layer, []))[1]
@@ -101,7 +140,11 @@ def sites(model: torch.nn.Module, *inputs: Any, **kw: Any) -> pd.DataFrame:
     table = [row for _, rows in found.values() for row in rows]
     if not table:
         raise FaultError("this model has no tensor that a fault could strike: give another one")
-    return pd.DataFrame(table, columns=[*_COLUMNS, "batch_dim", "same_as"])
+    return pd.DataFrame(table, columns=_COLUMNS)
+
+
+def _what(shape: tuple[int, ...], dtype: torch.dtype) -> Row:
+    return shape, dtype, math.prod(shape), _width(dtype)
 
 
 def _by_name(
@@ -126,8 +169,8 @@ def _weights(layer: Layer, owners: dict[int, str]) -> list[Row]:
         # What is unpacked is a tensor of its own, which may have the address of an earlier one.
         owner = owners.setdefault(id(tensor), place) if isinstance(slot, OwnSlot) else place
         place = "" if owner == place else owner
-        what = (tuple(tensor.shape), tensor.dtype, tensor.numel(), _width(tensor.dtype))
-        rows.append((layer.name, layer.type, 0, role, "weight", *what, -1, place))
+        what = _what(tuple(tensor.shape), tensor.dtype)
+        rows.append((layer.name, layer.type, 0, role, "weight", *what, place))
     return rows
 
 

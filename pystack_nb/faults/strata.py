@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -236,7 +235,7 @@ def stratify(
     Parameters
     ----------
     sites : pandas.DataFrame
-        As `sites` gives it, or some of its rows.
+        As `sites_of_a_sample` gives it, or some of its rows.
     error : ErrorModel
         What happens to an element.
     samples : int
@@ -268,7 +267,6 @@ def stratify(
         layer, role, kind, name = cast("tuple[str, str, str, str]", key)
         dtype = as_dtype(name)
         shapes = () if pattern is None else tuple(_of_one_sample(x) for x in rows.itertuples())
-        dims = tuple(map(_batch_dim, rows.itertuples()))
         for bit, model in _models(error, dtype, per):
             found.append(
                 Stratum(
@@ -284,7 +282,7 @@ def stratify(
                     samples=samples,
                     pattern=pattern,
                     shapes=shapes,
-                    batch_dims=dims,
+                    batch_dims=tuple(int(x) for x in rows["batch_dim"]),
                 )
             )
         if pattern is not None:
@@ -298,20 +296,7 @@ def of_bit(error: ErrorModel, bit: int) -> ErrorModel:
 
 
 def _of_one_sample(site: Any) -> tuple[int, ...]:
-    try:
-        shape = [operator.index(x) for x in site.shape]
-    except (AttributeError, TypeError):
-        raise CampaignError(
-            "a pattern needs the shapes of tensors, and this table of sites has none; pass rows"
-            " of faults.sites(model, inputs)"
-        ) from None
-    if 0 <= (dim := _batch_dim(site)) < len(shape):
-        shape[dim] = 1
-    return tuple(shape)
-
-
-def _batch_dim(site: Any) -> int:
-    return int(getattr(site, "batch_dim", -1))
+    return tuple(1 if i == site.batch_dim else size for i, size in enumerate(site.shape))
 
 
 def _check_fits(pattern: Pattern, stratum: Stratum) -> None:

@@ -19,7 +19,7 @@ ONES = np.uint64(2**64 - 1)
 def flips(model, inputs, count, seed=0, kind=None):
     """Draw bit flips, each site as likely as another."""
     rng = np.random.default_rng(seed)
-    table = sites(model, *[x[:2] for x in inputs])
+    table = sites(model, *[x[:1] for x in inputs])
     table = table[(table["bits"] > 0) & (table["elements"] > 0)]
     if kind is not None:
         table = table[table["kind"] == kind]

@@ -132,19 +132,48 @@ class Folds(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    "pattern", [Channel(), Several(2), Several(100), ElementErrorRate(0.1), BitErrorRate(0.01)]
+    "pattern", [None, Channel(), Several(2), ElementErrorRate(0.1), BitErrorRate(0.01)]
 )
-def test_a_pattern_planned_for_another_number_of_samples_is_refused(pattern):
+def test_sites_of_any_number_of_samples_in_any_order_are_those_of_one(pattern):
     net, data = Folds().eval(), nets.samples(8, (5, 3))
-    options = {"pattern": pattern, "faults": 40}
+    found = []
     for count in (8, 1):
-        table = sites(net, data[0][:count]).query("layer == 'linear' and role == 'output'")
-        assert table["elements"].tolist() == [count * 5 * 4]
-        if count == 8:
-            with pytest.raises(FaultError, match=r"was planned to: .* inputs of one sample"):
-                campaign(data, net, sites=table, **options).run(progress=False)
-        elif pattern != Several(100):
-            campaign(data, net, sites=table, **options).run(progress=False)
+        table = sites(net, data[0][:count]).query("role in ['output', 'weight']")
+        assert table.query("layer == 'linear'")["elements"].tolist() == [count * 5 * 4, 3 * 4]
+        one = campaign(
+            data, net, sites=table[:: -1 if count == 1 else 1], pattern=pattern, faults=40
+        )
+        assert one.sites.query("layer == 'linear'")["elements"].tolist() == [5 * 4, 3 * 4]
+        found.append(one.run(progress=False))
+    pd.testing.assert_frame_equal(*found)
+
+
+class Grows(torch.nn.Module):
+    """Has more rows of a layer for larger samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 4)
+
+    def forward(self, x):
+        size = 1 + int(x[0, 0, 0])
+        return self.linear(x.expand(-1, size, 3)).sum(1)
+
+
+@pytest.mark.parametrize("pattern", [Channel(0), Several(2), ElementErrorRate(0.1)])
+def test_a_pattern_planned_for_another_shape_is_refused(pattern):
+    data = torch.arange(4.0)[:, None, None].expand(4, 1, 3).contiguous(), torch.zeros(4).long()
+    with pytest.raises(FaultError, match=r"was planned to: .* inputs of one sample"):
+        campaign(data, Grows().eval(), sites="neurons", pattern=pattern, faults=40).run(
+            progress=False
+        )
+
+
+def test_sites_that_one_sample_does_not_reach_are_refused():
+    table = sites(nets.perceptron(), nets.samples()[0]).query("role == 'output'")
+    for wrong in ({"call": 1}, {"layer": "third"}, {"role": "output.0"}):
+        with pytest.raises(CampaignError, match=r"one sample of the data; .*inputs\[:1\]"):
+            campaign(nets.samples(), nets.perceptron(), sites=table.assign(**wrong))
 
 
 @pytest.mark.parametrize(

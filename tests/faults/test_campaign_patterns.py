@@ -302,7 +302,7 @@ def test_no_pattern_takes_samples_for_channels(layer):
     net, data = sequences()
     table = sites(net, data[0][:1]).query(f"layer == '{layer}' and role.str.startswith('output')")
     table = table.head(1)
-    assert table["batch_dim"].tolist() == [1]
+    assert campaign(net=net, data=data, sites=table).sites["batch_dim"].tolist() == [1]
     for pattern in (Channel(), Row(1)):
         with pytest.raises(CampaignError, match=r"dimension 1 counts the samples here: give"):
             campaign(Zero(), pattern, net, data, sites=table)

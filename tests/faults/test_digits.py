@@ -20,7 +20,7 @@ SIGN, EXPONENT, MANTISSA = [31], range(23, 31), range(23)
 def strike(net, kind, count, *, error=None, layers=digits.LAYERS, data=None):
     """Inject as many faults into each bit of each layer, and give the results."""
     data = data or digits.held_out()
-    sites = faults.sites(net, data[0][:2])
+    sites = faults.sites(net, data[0][:1])
     # Where a layer is wrapped its weight is the wrapper's.
     role = "weight" if kind == "weight" else "output"
     sites = sites[(sites["kind"] == kind) & (sites["role"] == role) & sites["layer"].isin(layers)]
@@ -153,7 +153,7 @@ def test_normalisation_makes_nan_of_what_would_be_a_wrong_answer_of_the_first_la
 class TestRestrictedRanges:
     def compared(self, layers, error, count):
         net, data = digits.trained(), digits.held_out()
-        sites = faults.sites(net, data[0][:2]).query("kind == 'neuron' and role == 'output'")
+        sites = faults.sites(net, data[0][:1]).query("kind == 'neuron' and role == 'output'")
         sites = sites[sites["layer"].isin(layers)]
         plan = faults.Campaign(net, data, error, sites, seed=0, faults=count).plan()
         ranger = {"Ranger": faults.Ranger.profile(net, digits.seen())}

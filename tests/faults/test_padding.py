@@ -134,7 +134,7 @@ def test_sites_are_those_of_a_padded_batch():
     table = faults.sites(model, x, mask)
     row = table[(table["layer"] == "encoder.layers.1.linear1") & (table["role"] == "output")]
     assert row["shape"].item() == (4, 5, 16)
-    assert row["elements"].item() == 5 * 16
+    assert row["elements"].item() == 4 * 5 * 16
 
 
 def test_a_fault_strikes_one_sample_and_one_that_changes_nothing_none():

@@ -12,7 +12,7 @@ from pystack_nb.errors import CampaignError
 from pystack_nb.faults import plan
 from pystack_nb.faults.models import BitFlip, Noise, RandomValue, Replace, StuckAt, Zero
 from pystack_nb.faults.plan import Design
-from pystack_nb.faults.sites import sites
+from pystack_nb.faults.sites import sites_of_a_sample
 from pystack_nb.faults.statistics import sample_size
 from pystack_nb.faults.strata import stratify
 
@@ -21,13 +21,13 @@ SAMPLES = 4
 
 
 def places():
-    found = sites(nets.perceptron(), nets.samples(SAMPLES)[0])
+    found = sites_of_a_sample(nets.perceptron(), (nets.samples(SAMPLES)[0],), {})
     return found.query("same_as == '' and role != 'input'")
 
 
 def row(**changed):
     one = {"layer": "a", "call": 0, "role": "output", "kind": "neuron", "elements": 6}
-    return one | {"dtype": torch.float32} | changed
+    return one | {"dtype": torch.float32, "batch_dim": -1} | changed
 
 
 def make(model=None, sites=None, seed=0, samples=SAMPLES, **design):
@@ -200,8 +200,6 @@ def test_what_masks_cannot_tell_is_told_by_seeds():
     assert (faults["xor_mask"] == 0).all()
     assert faults["seed"].is_unique
     assert (faults["element"] >= 0).all()
-    with pytest.raises(CampaignError, match="this table of sites has none"):
-        make(Noise(0.1), sites=pd.DataFrame([row()]), faults=5)
 
 
 def test_models_of_several_bits_have_no_stratum_for_each():

@@ -6,6 +6,7 @@ import random
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -25,6 +26,7 @@ from torch import nn
 
 from pystack_nb.errors import FaultError
 from pystack_nb.faults import BitFlip, Campaign, Exact, Fault, Noise, Replace, Zero, inject, sites
+from pystack_nb.faults.sites import sites_of_a_sample
 from pystack_nb.faults.trace import trace
 
 
@@ -49,14 +51,21 @@ def test_every_kind_of_module_has_its_tensors_listed(kind):
     assert row["shape"] == tuple(given.shape)
     assert row["dtype"] == given.dtype
     assert row["bits"] == 8 * given.element_size()
-    assert row["batch_dim"] == (1 if kind == "gru" else 0) or kind == "gru"
+    assert row["elements"] == given.numel()
     assert row["kind"] == "neuron"
-    if row["batch_dim"] == 0:
-        assert row["elements"] * given.shape[0] == given.numel()
     weights = only(frame, kind="weight")
     assert weights["elements"].sum() == sum(t.numel() for t in state(model).values())
-    assert (weights["batch_dim"] == -1).all()
     assert row["type"] == type(module).__name__.removeprefix("Parametrized")
+
+    of_one = sites_of_a_sample(model, args, {})
+    pd.testing.assert_frame_equal(
+        of_one[frame.columns.drop("elements")], frame.drop(columns="elements")
+    )
+    (row,) = only(of_one, layer="inner", role=role).to_dict("records")
+    assert row["batch_dim"] == 0 or kind == "gru"
+    if row["batch_dim"] == 0:
+        assert row["elements"] * given.shape[0] == given.numel()
+    assert (only(of_one, kind="weight")["batch_dim"] == -1).all()
 
 
 @every_kind
@@ -158,11 +167,16 @@ def test_looking_puts_plain_attributes_back():
 
 
 @pytest.mark.parametrize("samples", [3, 4, 1])
-def test_the_model_runs_once_more_with_one_sample_more(samples):
+def test_the_model_runs_once_and_once_more_with_one_sample_more_for_what_is_one_samples(samples):
     counted.clear()
     frame = sites(Remembers(), torch.randn(samples, 4))
+    assert counted == [samples]
+    assert only(frame, kind="neuron")["elements"].tolist() == [4 * samples] * 4
+    counted.clear()
+    frame = sites_of_a_sample(Remembers(), (torch.randn(samples, 4),), {})
     assert counted == [samples, samples + 1]
     assert only(frame, kind="neuron")["batch_dim"].tolist() == [0] * 4
+    assert only(frame, kind="neuron")["elements"].tolist() == [4] * 4
 
 
 def test_tensors_whose_paths_read_alike_have_roles_of_their_own():
@@ -226,7 +240,7 @@ def test_several_inputs_keywords_and_structures_have_roles():
         *["output.logits", "output.parts.0", "output.parts.1.0", "output.mask"],
     ]
     scale = only(frame, role="input.kw.scale").iloc[0]
-    assert (scale["shape"], scale["elements"], scale["batch_dim"]) == ((), 1, -1)
+    assert (scale["shape"], scale["elements"]) == ((), 1)
     assert len(sites(Residual(), torch.ones(1, 2))) == 6
 
 
@@ -247,7 +261,7 @@ def test_the_batch_is_found_where_it_is():
         def forward(self, x):
             return x.t(), x.sum(), torch.arange(x.shape[1]), x.flatten()
 
-    frame = sites(Turned(), torch.randn(3, 3))
+    frame = sites_of_a_sample(Turned(), (torch.randn(3, 3),), {})
     assert only(frame, kind="neuron")["batch_dim"].tolist() == [0, 1, -1, -1, -1]
     assert only(frame, kind="neuron")["elements"].tolist() == [3, 3, 1, 3, 9]
 
@@ -257,7 +271,7 @@ def test_a_model_for_one_size_of_batch_alone_is_listed_too():
         def forward(self, x):
             return x.view(2, 6), torch.zeros(5)
 
-    frame = sites(Fixed(), torch.randn(2, 3, 2))
+    frame = sites_of_a_sample(Fixed(), (torch.randn(2, 3, 2),), {})
     assert frame["batch_dim"].tolist() == [0, 0, -1]
 
 
@@ -334,7 +348,9 @@ def test_quantised_recurrent_layers_have_sites_that_can_be_struck(make, dtype):
 
 
 def test_an_example_that_can_not_grow_is_listed_too():
-    frame = sites(nn.Identity(), torch.eye(3).to_sparse())
+    example = torch.eye(3).to_sparse()
+    assert sites(nn.Identity(), example)["elements"].tolist() == [9, 9]
+    frame = sites_of_a_sample(nn.Identity(), (example,), {})
     assert frame["batch_dim"].tolist() == [0, 0]
 
 
@@ -398,7 +414,8 @@ class Folded(nn.Module):
 
 @pytest.mark.parametrize("samples", range(1, 9))
 def test_no_dimension_counts_samples_by_its_size_alone(samples):
-    frame = sites(Folded(), torch.ones(samples, 3, 4, 8)).query("kind == 'neuron'")
+    frame = sites_of_a_sample(Folded(), (torch.ones(samples, 3, 4, 8),), {})
+    frame = frame.query("kind == 'neuron'")
     found = frame.set_index(["layer", "role"])["batch_dim"]
     assert found["pool", "output"] == -1
     assert found["table", "output"] == -1

@@ -12,7 +12,7 @@ from pystack_nb.faults.metrics import Top1
 from pystack_nb.faults.models import BitFlip
 from pystack_nb.faults.plan import Design
 from pystack_nb.faults.results import Analysis
-from pystack_nb.faults.sites import sites
+from pystack_nb.faults.sites import sites_of_a_sample
 from pystack_nb.faults.strata import stratify
 
 
@@ -35,7 +35,7 @@ class Truth:
 
     def __init__(self):
         net, (inputs, labels) = nets.perceptron(), nets.samples(SAMPLES)
-        weights = sites(net, inputs).query("kind == 'weight'")
+        weights = sites_of_a_sample(net, (inputs,), {}).query("kind == 'weight'")
         population = int(weights["elements"].sum()) * 32 * SAMPLES
         self.strata = stratify(weights, BitFlip(), SAMPLES, per="network")
         everything = plan.make(self.strata, Design(faults=population), 0).faults

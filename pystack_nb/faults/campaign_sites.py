@@ -1,0 +1,85 @@
+"""Which sites of a model a campaign draws from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from pystack_nb.errors import CampaignError
+from pystack_nb.faults import bits
+from pystack_nb.faults.sites import sites_of_a_sample
+
+
+if TYPE_CHECKING:
+    import torch
+
+    from pystack_nb.faults.data import Inputs
+
+PLACE = ["layer", "call", "role"]  # the columns that name a site
+_KINDS = {"neurons": "neuron", "weights": "weight"}
+
+
+def chosen_sites(model: torch.nn.Module, inputs: Inputs, chosen: Any) -> pd.DataFrame:
+    """Give the sites that a campaign draws from, as one sample has them.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        It runs on the first sample.
+    inputs : Inputs
+        The campaign's data.
+    chosen : {"neurons", "weights"} or pandas.DataFrame or None
+        See `Campaign`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As `sites_of_a_sample`, in its order, whichever order the chosen rows have.
+
+    Raises
+    ------
+    CampaignError
+        If nothing is chosen, or what the model has not.
+    """
+    table = isinstance(chosen, pd.DataFrame)
+    if table and (missing := {*PLACE} - {*chosen}):
+        raise CampaignError(
+            f"this table of sites has no column {min(missing)!r}; pass rows of"
+            " faults.sites(model, inputs)"
+        )
+    if not (table or chosen is None or (isinstance(chosen, str) and chosen in _KINDS)):
+        raise CampaignError(
+            f'sites={chosen!r:.60} is unknown; pass "neurons", "weights" or rows of the table'
+            ' of faults.sites(model, inputs), as table[table["layer"].isin(["conv1"])]'
+        )
+    # One sample, as faults are evaluated.  Copies: a forward may change its inputs.
+    args, kwargs = inputs.each(lambda x: x[:1].clone()).arguments
+    found = sites_of_a_sample(model, args, kwargs)
+    if table:
+        return _rows(found, chosen)
+    # Integer tensors are indices and counters; each other tensor counts once.
+    numbers = np.array([x.is_floating_point or x in bits.QUANTISED for x in found["dtype"]], bool)
+    here = (found["kind"] == "weight") | found["role"].str.startswith("output")
+    wanted = here & numbers & (found["bits"] > 0) & (found["same_as"] == "")
+    if chosen is not None:
+        wanted &= found["kind"] == _KINDS[chosen]
+    if not wanted.any():
+        raise CampaignError(
+            f"the model has no {chosen or 'sites'} of floating point; pass some rows of"
+            " faults.sites(model, inputs) as sites"
+        )
+    return found[wanted].reset_index(drop=True)
+
+
+def _rows(found: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
+    named = set(zip(*(chosen[x] for x in PLACE), strict=True))
+    places = [*zip(*(found[x] for x in PLACE), strict=True)]
+    if strange := sorted(named.difference(places), key=str):
+        layer, call, role = strange[0]
+        raise CampaignError(
+            f"call {call} of layer {layer!r} has no {role!r} when the model runs on one sample of"
+            " the data; pass rows of faults.sites(model, inputs[:1])"
+        )
+    return found[[place in named for place in places]].reset_index(drop=True)
