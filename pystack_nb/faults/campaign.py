@@ -17,7 +17,7 @@ from pystack_nb.errors import CampaignError
 from pystack_nb.faults import engine_direct, executors, fingerprint, plan
 from pystack_nb.faults.campaign_sites import PLACE, chosen_sites
 from pystack_nb.faults.checks import check_is, whole
-from pystack_nb.faults.data import Inputs, device_of, tensors
+from pystack_nb.faults.data import Inputs, on_device_of, tensors
 from pystack_nb.faults.metrics import Top1, as_metric
 from pystack_nb.faults.models import BitFlip, ErrorModel
 from pystack_nb.faults.patterns import Pattern
@@ -131,8 +131,8 @@ class Campaign(Analysis):
         check_is(model, torch.nn.Module, "model", "a torch.nn.Module")
         check_is(error_model, ErrorModel | None, "error_model", "an error model, as BitFlip()")
         self.model = model
-        self.inputs, self.labels = tensors(data)
-        self.inputs = self.inputs.each(lambda x: x.to(device_of(model, x.device)))
+        inputs, self.labels = tensors(data)
+        self.inputs = on_device_of(model, inputs)
         self.error_model = BitFlip() if error_model is None else error_model
         check_is(pattern, Pattern | None, "pattern", "a pattern, as Channel()")
         self.pattern = pattern

@@ -124,6 +124,26 @@ def device_of(model: torch.nn.Module, otherwise: torch.device) -> torch.device:
     return next((x.device for x in chain(model.parameters(), model.buffers())), otherwise)
 
 
+def on_device_of(model: torch.nn.Module, inputs: Inputs) -> Inputs:
+    """Give inputs on the device of a model.
+
+    Raises
+    ------
+    CampaignError
+        Nothing is computed there.
+    """
+    moved = inputs.each(
+        lambda x: x if x.is_meta else x.to(device_of(model, x.device))  # one can't be moved
+    )
+    if any(x.is_meta for x in moved):
+        raise CampaignError(
+            "the model or the data is on the meta device, where tensors have no numbers: load"
+            " the weights, as with model.to_empty(device=...) and load_state_dict(...), and pass"
+            " real data"
+        )
+    return moved
+
+
 def _is_list(data: Any) -> bool:
     return isinstance(data, Sequence) and not isinstance(data, tuple | str | bytes)
 

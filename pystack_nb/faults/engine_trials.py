@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pystack_nb.faults import bits, values
-from pystack_nb.faults.metrics import main_output, rows_of
+from pystack_nb.faults.metrics import main_output, rows_of, verdict_of
 
 
 if TYPE_CHECKING:
@@ -315,7 +315,7 @@ def _judge(
         if faulty.is_floating_point():
             broken |= rows_of(good.isfinite() & ~faulty.isfinite()).any(1)
     given = None if labels is None else labels.to(device)[where]
-    verdict = metric.judge_all(right, leaves, given)
+    verdict = verdict_of(metric, right, leaves, given)
     changed, score = verdict.changed.to(device), verdict.score.to(device)
     outcome = torch.where(broken, DUE, changed.to(torch.int8) * SDC)
     if verdict.lead is None:

@@ -81,9 +81,7 @@ class Metric(ABC):
     ) -> Verdict:
         """Compare outputs of several tensors: by the first floating one, unless overridden."""
         at = main_output(golden)
-        verdict = self.judge(golden[at], faulty[at], labels)
-        _check_verdict(self, verdict, len(golden[at]))
-        return verdict
+        return self.judge(golden[at], faulty[at], labels)
 
 
 @dataclass(frozen=True)
@@ -312,7 +310,7 @@ class Function(Metric):
         batch dimension (of an output of several tensors the first floating one), and the
         sample's label, a tensor, too, or None where there are no labels.  It returns whether
         the output is wrong, or a number: that is the ``score``, and the output is wrong where
-        it is not 0.
+        it is not 0. NaN is such a number.
 
     Raises
     ------
@@ -398,6 +396,24 @@ def _is_number(thing: Any) -> bool:
     return True
 
 
+def verdict_of(
+    metric: Metric,
+    golden: Sequence[torch.Tensor],
+    faulty: Sequence[torch.Tensor],
+    labels: torch.Tensor | None,
+) -> Verdict:
+    """Ask a metric, and check that what it says is a verdict; see `Metric.judge_all`.
+
+    Raises
+    ------
+    CampaignError
+        It is something else.
+    """
+    verdict = metric.judge_all(golden, faulty, labels)
+    _check_verdict(metric, verdict, len(golden[0]))
+    return verdict
+
+
 def _check_verdict(metric: Metric, verdict: Any, rows: int) -> None:
     if isinstance(verdict, Verdict):
         lead = [] if verdict.lead is None else [verdict.lead]
@@ -408,8 +424,9 @@ def _check_verdict(metric: Metric, verdict: Any, rows: int) -> None:
         said = f"a Verdict with {_shown(wrong[0])}"
     else:
         said = _shown(verdict)
+    judge = "judge" if type(metric).judge_all is Metric.judge_all else "judge_all"
     raise CampaignError(
-        f"{type(metric).__name__}.judge() returned {said} for a batch of {rows}: let it return"
+        f"{type(metric).__name__}.{judge}() returned {said} for a batch of {rows}: let it return"
         f" faults.Verdict(changed, score), tensors of shape (n,), here ({rows},)"
     )
 

@@ -16,7 +16,8 @@ import torch
 
 from pystack_nb.errors import CampaignError, FaultDetectedError, FaultError
 from pystack_nb.faults.blame import check_blame
-from pystack_nb.faults.data import Inputs, device_of, tensors
+from pystack_nb.faults.checks import whole
+from pystack_nb.faults.data import Inputs, on_device_of, tensors
 from pystack_nb.faults.engine_direct import check_chance, check_mode, tensors_of
 from pystack_nb.faults.engine_trials import OUTCOMES, Outputs, Trials
 from pystack_nb.faults.injection import Fault, inject
@@ -73,7 +74,8 @@ def compare(
     protections : mapping of str to Defence or sequence of Defence
         What to compare, by names; ``none`` is the name of the row without any.
     metric : callable, optional
-        What a silent corruption is, as for `Campaign`; `Top1` by default.
+        What a silent corruption is, as for `Campaign`: a `Metric`, or a function of ``(golden,
+        faulty, label)`` of one sample; `Top1` by default.
     confidence : float
         Of the intervals.
     batch_size : int
@@ -117,7 +119,7 @@ def compare(
     Based Comparison of Program Susceptibility to Soft Errors", DSN 2015).
     """
     inputs, labels = tensors(data)
-    inputs = inputs.each(lambda x: x.to(device_of(model, x.device)))
+    inputs = on_device_of(model, inputs)
     judge = as_metric(Top1() if metric is None else metric)
     plan = faults if isinstance(faults, Plan) else None
     faults = plan.faults if plan else faults
@@ -145,12 +147,12 @@ def compare(
             " compared: give this protection another name"
         )
     wrong = [x for x in protections.values() if not _is_protection(x)]
-    if wrong or repeats < 1:
-        told = f"{wrong[0]!r:.60} is no protection" if wrong else f"repeats={repeats}"
+    if wrong:
         raise CampaignError(
-            f"{told}: give protections by names, each a defence such as Ranger.profile(...) or a"
-            " list of them, and repeats=1 or more"
+            f"{wrong[0]!r:.60} is no protection: give protections by names, each a defence such"
+            " as Ranger.profile(...) or a list of them"
         )
+    repeats, batch_size = whole(repeats, "repeats", 1), whole(batch_size, "batch_size", 1)
     check_mode(layers(model))
     check_chance(model, inputs.each(lambda x: x[:1]))
     faults = pd.DataFrame({"value": np.nan, "bit": -1}, faults.index).assign(**faults)

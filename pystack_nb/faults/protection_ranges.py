@@ -14,7 +14,7 @@ from torch import nn
 
 from pystack_nb.errors import FaultError
 from pystack_nb.faults import structures
-from pystack_nb.faults.data import device_of, tensors
+from pystack_nb.faults.data import on_device_of, tensors
 from pystack_nb.faults.protection_guards import Defence, Guard, check_action, floats
 from pystack_nb.faults.state import untouched
 
@@ -102,6 +102,8 @@ class Ranger(Defence):
         ------
         FaultError
             If there is no such layer, none of them runs, or the model itself gives NaN.
+        CampaignError
+            If the data holds no samples, or nothing is computed on its device.
         """
         inputs, _ = tensors(data)
         bounds: dict[str, tuple[float, float]] = {}
@@ -125,10 +127,8 @@ class Ranger(Defence):
                 for start in range(0, len(inputs[0]), batch_size):
                     # Copies: a model may overwrite what it is given.
                     some = slice(start, start + batch_size)
-                    batch = inputs.each(
-                        lambda x, some=some: x[some].to(device_of(model, x.device), copy=True)  # type: ignore[misc]
-                    )
-                    batch.given_to(model)
+                    batch = inputs.each(lambda x, some=some: x[some].clone())  # type: ignore[misc]
+                    on_device_of(model, batch).given_to(model)
         finally:
             for handle in handles:
                 handle.remove()

@@ -69,7 +69,7 @@ class Analysis(ABC):
         Parameters
         ----------
         by : str or iterable of str, optional
-            Columns of `results`, such as ``"bit"`` or ``("layer", "role", "bit")``, and
+            Columns of `results`, such as ``"bit"``, ``"layer,bit"`` or ``("layer", "bit")``, and
             ``"dtype"``: with layers of several types, bits of one number are not alike, and
             ``("dtype", "bit")`` keeps them apart.
         confidence : float, optional
@@ -314,7 +314,7 @@ def overall(
 
 
 def _names(by: Any) -> list[str]:
-    names = [by] if isinstance(by, str) else by
+    names = [x.strip() for x in by.split(",")] if isinstance(by, str) else by
     if not isinstance(names, Iterable):
         raise CampaignError(f'by={by!r} names no columns; pass "layer" or ("layer", "role")')
     return list(names)

@@ -169,6 +169,23 @@ def test_a_pattern_planned_for_another_shape_is_refused(pattern):
         )
 
 
+@pytest.mark.parametrize("where", ["model", "data"])
+def test_what_has_no_numbers_is_refused(where):
+    model, (x, labels) = nets.perceptron(), nets.samples()
+    numbers = nets.perceptron()
+    plan = campaign((x, labels), numbers).plan()
+    meta = torch.device("meta")
+    model, x = (model.to(meta), x) if where == "model" else (model, x.to(meta))
+    for use in (
+        lambda: campaign((x, labels), model),
+        lambda: compare(model, (x, labels), plan, {"nan": NanDetector()}),
+        lambda: Ranger.profile(model, x),
+    ):
+        with pytest.raises(CampaignError, match=r"on the meta device, .* pass real data"):
+            use()
+    assert (sites(model.to(meta), x.to(meta))["bits"] == 32).all()
+
+
 def test_sites_that_one_sample_does_not_reach_are_refused():
     table = sites(nets.perceptron(), nets.samples()[0]).query("role == 'output'")
     for wrong in ({"call": 1}, {"layer": "third"}, {"role": "output.0"}):

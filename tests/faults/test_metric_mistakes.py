@@ -87,6 +87,22 @@ def test_a_metric_that_returns_no_verdict_is_told_to(give, told):
         campaign(judging(give)).run(progress=False)
 
 
+def test_a_metric_of_all_tensors_that_returns_no_verdict_is_told_to():
+    class Own(faults.Exact):
+        def judge_all(self, golden, faulty, labels):  # noqa: ARG002 - of its base
+            return (golden[0] != faulty[0]).any(1)
+
+    told = r"Own.judge_all\(\) returned a tensor.*let it return faults.Verdict"
+    with pytest.raises(CampaignError, match=told):
+        campaign(Own()).run(progress=False)
+
+
+def test_a_function_that_gives_nan_says_that_the_output_is_wrong():
+    found = campaign(lambda g, f, _: float("nan") if (g != f).any() else 0).run(progress=False)
+    exact = campaign(faults.Exact()).run(progress=False)
+    assert found["outcome"].tolist() == exact["outcome"].tolist()
+
+
 def test_a_verdict_needs_no_lead():
     found = campaign(judging(lambda x: faults.Verdict(x, x.double()))).run(progress=False)
     exact = campaign(faults.Exact()).run(progress=False)

@@ -23,7 +23,10 @@ def plan(model, data):
         ({"twice": faults.Duplicate}, {}, "is no protection"),
         ({"twice": [faults.Duplicate]}, {}, "is no protection"),
         ({"twice": "Duplicate"}, {}, "is no protection"),
-        ({"twice": faults.Duplicate()}, {"repeats": 0}, "repeats=1 or more"),
+        ({"twice": faults.Duplicate()}, {"repeats": 0}, "repeats=0 can't be; .* 1 or more"),
+        ({"twice": faults.Duplicate()}, {"repeats": 1.5}, "repeats=1.5 can't be; .* 1 or more"),
+        ({"twice": faults.Duplicate()}, {"repeats": None}, "repeats=None can't be"),
+        ({"twice": faults.Duplicate()}, {"batch_size": 0}, "batch_size=0 can't be"),
     ],
 )
 def test_what_is_no_protection_is_told(protections, options, told):

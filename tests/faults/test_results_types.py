@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from matplotlib.figure import Figure
@@ -95,6 +96,11 @@ def test_a_figure_without_bits_says_which_model_strikes_none(error, pattern, tol
     (text,) = one.plot_bits().axes[0].texts
     assert told in text.get_text()
     assert "per=" not in text.get_text()
+
+
+def test_columns_can_be_named_in_one_text():
+    one, named = two_types(), ["layer", "role", "bit"]
+    pd.testing.assert_frame_equal(one.summary("layer,role, bit"), one.summary(named))
 
 
 def test_columns_that_can_not_be_are_refused():
