@@ -188,11 +188,14 @@ class Evaluation:
         if several is None or not len(faults):
             return faults[:0]
         trials = self._first[faults][:, None] + np.arange(several)
-        if not self._engine.metric.decides_by_rank:
-            return trials.ravel()
+        starts = np.array([-1 if t is None else t.first for t in targets], np.int64)
+        start = starts[self._site[faults]]
+        may = (start < 0) | (start >= program.last_jump)
+        may &= self._engine.metric.decides_by_rank
+        each_alone, trials, faults = trials[~may].ravel(), trials[may], faults[may]
         outputs, samples = Outputs(), np.arange(several)
         sweep = AloneSweep(program, self._constants, self._trials, targets, outputs)
-        again = [trials[:0].ravel()]
+        again = [each_alone]
         each = max(program.output_elements, len(program.watched))
         kept = max(1, _OUTPUTS_KEPT // (several * each))
         for at in range(0, len(faults), kept):

@@ -63,7 +63,8 @@ class NeuronSweep:
     outputs : Outputs
         Where outputs are kept.
     follow : bool
-        Whether rows go on together; else each is computed as it would be by itself.
+        Whether rows go on together, behind the program's last jump; else each is computed as
+        it would be by itself.
     """
 
     def __init__(
@@ -231,7 +232,8 @@ class NeuronSweep:
         if unmixed.any():
             same |= unmixed & self._equal(rows, golden.env, start, end)
         self._outputs.add_equal(rows.trials[same], rows.golden[same])
-        own = (self._far[rows.trials] | (not self._follow)) & ~same
+        follow = self._follow and end >= program.last_jump
+        own = (self._far[rows.trials] | (not follow)) & ~same
         if end == program.length:
             self._left.append(rows.trials[own])
             self._collect(rows, ~same, unmixed)

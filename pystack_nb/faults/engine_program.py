@@ -17,6 +17,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from pystack_nb.faults.data import Inputs
+from pystack_nb.faults.engine_jumps import last_jump
 from pystack_nb.faults.engine_steps import (
     Affine,
     Env,
@@ -164,6 +165,8 @@ class Program:
         self._needs = [needs(step) for step in self.steps]
         self._constant_needs = [needs(step) for step in self._constant_steps]
         self._find_lives()
+        # From there on, rounding errors stay about as small as they are.
+        self.last_jump = last_jump(self.steps, self.row_by_row, two.tensors, self.output)
 
     def constants(self) -> Env:
         """Compute what depends on parameters alone, such as a parametrised weight."""
