@@ -49,6 +49,8 @@ def chosen_sites(model: torch.nn.Module, inputs: Inputs, chosen: Any) -> pd.Data
             f"this table of sites has no column {min(missing)!r}; pass rows of"
             " faults.sites(model, inputs)"
         )
+    if table and (several := [x for x in PLACE if [*chosen].count(x) > 1]):
+        raise CampaignError(f"this table of sites has several columns {several[0]!r}; leave one")
     if not (table or chosen is None or (isinstance(chosen, str) and chosen in _KINDS)):
         raise CampaignError(
             f'sites={chosen!r:.60} is unknown; pass "neurons", "weights" or rows of the table'
@@ -74,12 +76,15 @@ def chosen_sites(model: torch.nn.Module, inputs: Inputs, chosen: Any) -> pd.Data
 
 
 def _rows(found: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
-    named = set(zip(*(chosen[x] for x in PLACE), strict=True))
-    places = [*zip(*(found[x] for x in PLACE), strict=True)]
-    if strange := sorted(named.difference(places), key=str):
+    # As text: in a file, layers of a `Sequential` look like numbers.
+    named = set(zip(*(chosen[x].astype(str) for x in PLACE), strict=True))
+    places = [*zip(*(found[x].astype(str) for x in PLACE), strict=True)]
+    if strange := sorted(named.difference(places)):
         layer, call, role = strange[0]
         raise CampaignError(
             f"call {call} of layer {layer!r} has no {role!r} when the model runs on one sample of"
             " the data; pass rows of faults.sites(model, inputs[:1])"
         )
+    if not named:
+        raise CampaignError("this table of sites is empty; pass some rows of faults.sites(...)")
     return found[[place in named for place in places]].reset_index(drop=True)

@@ -33,7 +33,7 @@ import torch
 
 from pystack_nb.errors import CampaignError, FaultError
 from pystack_nb.faults import engine_direct as direct
-from pystack_nb.faults.blame import is_memory_shortage
+from pystack_nb.faults.blame import check_blame, is_memory_shortage
 from pystack_nb.faults.data import Inputs
 from pystack_nb.faults.engine_evaluation import Evaluation
 from pystack_nb.faults.engine_golden import Golden
@@ -215,6 +215,11 @@ class Engine:
                 program = Program(self.model, self.data.rows(np.arange(min(3, len(self.data)))))
                 return program if self._agrees(program) else None
             except UntraceableError:
+                return None
+            except (FaultError, CampaignError):
+                raise
+            except Exception as error:  # noqa: BLE001 - of a batch; each sample may do by itself
+                check_blame(error, self.data.inputs[0].device)
                 return None
 
     @property

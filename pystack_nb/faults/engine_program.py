@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 Sizes = list[tuple[torch.Tensor, torch.Tensor]]
 
-# What gives each sample the same bits whatever the batch: views, copies, comparisons, and
+# What gives each sample the same bits whatever the batch: views, copies, comparisons, masks, and
 # arithmetic on single elements that IEEE 754 rounds in one way only.
 _ROW_BY_ROW = frozenset(
     [
@@ -45,7 +45,11 @@ _ROW_BY_ROW = frozenset(
         "add",
         "add_",
         "alias",
+        "arange",
         "batch_norm",
+        "bitwise_and",
+        "bitwise_not",
+        "bitwise_or",
         "cat",
         "chunk",
         "clamp",
@@ -58,23 +62,42 @@ _ROW_BY_ROW = frozenset(
         "div",
         "dropout",
         "embedding",
+        "eq",
         "expand",
         "feature_dropout",
         "flatten",
+        "full",
+        "full_like",
+        "ge",
+        "gt",
         "hardtanh",
         "hardtanh_",
+        "isfinite",
+        "isinf",
+        "isnan",
+        "le",
+        "logical_and",
+        "logical_not",
+        "logical_or",
+        "lt",
+        "masked_fill",
+        "masked_fill_",
         "max_pool1d",
         "max_pool2d",
         "max_pool3d",
         "mul",
         "mul_",
         "narrow",
+        "ne",
         "neg",
+        "ones",
+        "ones_like",
         "permute",
         "relu",
         "relu6",
         "relu_",
         "reshape",
+        "rsub",
         "select",
         "slice",
         "split",
@@ -84,13 +107,18 @@ _ROW_BY_ROW = frozenset(
         "t",
         "threshold",
         "transpose",
+        "tril",
+        "triu",
         "unbind",
         "unflatten",
         "unsqueeze",
         "view",
         "where",
+        "zeros",
+        "zeros_like",
     ]
 )
+_CASTS = frozenset(["_to_copy", "to", "type_as"])
 
 # What may make large numbers cancel each other out, row by row.
 _ADDING = frozenset(["add", "add_", "sub", "sub_", "rsub"])
@@ -142,6 +170,7 @@ class Program:
         # Numbers of one byte have no largest one.
         self._measurable = {i for i, t in floating.items() if t.numel() and t.itemsize > 1}
         self._infinite = {i for i, t in floating.items() if not t.double().isfinite().all()}
+        self._types = [t.dtype for t in two.tensors]
         self._complex = {i for i, t in enumerate(two.tensors) if t.is_complex()}
         # Rows can be copied such that each lies in memory as it does by itself, unless it is a
         # view of a part of something.
@@ -166,7 +195,9 @@ class Program:
         self._constant_needs = [needs(step) for step in self._constant_steps]
         self._find_lives()
         # From there on, rounding errors stay about as small as they are.
-        self.last_jump = last_jump(self.steps, self.row_by_row, two.tensors, self.output)
+        self.last_jump = last_jump(
+            self.steps, self.row_by_row, two.tensors, self.inputs, self.output
+        )
 
     def constants(self) -> Env:
         """Compute what depends on parameters alone, such as a parametrised weight."""
@@ -335,11 +366,18 @@ class Program:
         if step.site is not None:
             return True
         return (
-            name_of(step) in _ROW_BY_ROW
+            (name_of(step) in _ROW_BY_ROW or self._casts_exactly(step))
             # A product that is added is rounded in vector instructions once, and beside them twice.
             and arguments_of(step).get("alpha", 1) in (1, -1)
             and not any(self._is_complex(x) for x in pytree.tree_leaves((step.args, step.kwargs)))
         )
+
+    def _casts_exactly(self, step: Step) -> bool:
+        if name_of(step) not in _CASTS:
+            return False
+        # How numbers that are none, or too large, are cast may depend on their place.
+        (old, *_), (new, *_) = ([self._types[i] for i in ids(x)] for x in (step.args, step.out))
+        return new in {old, torch.bool} or not (old.is_floating_point or old.is_complex)
 
     def _is_complex(self, value: Any) -> bool:
         if isinstance(value, Ref):

@@ -124,12 +124,26 @@ def trace(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Trace:
         found.inputs = [recorder.number(tensor) for tensor in given]
         with torch.inference_mode(), hooked(model, recorder.mark), recorder:
             output = given.given_to(model)
+            output = _of_their_own(output)
     for path in structures.outputs(output).values():
         tensor = structures.get(output, path)
         if not recorder.knows(tensor) or tensor.is_quantized:
             raise UntraceableError("the model's output is not made from its input")
         found.output.append(recorder.number(tensor))
     return found
+
+
+def _of_their_own(output: Any) -> Any:
+    """Copy those tensors of an output that show a part of some memory, or an element twice.
+
+    Rows can be copied such that each lies in memory as it does by itself only of whole ones.
+    """
+    for path in structures.outputs(output).values():
+        tensor = structures.get(output, path)
+        whole = tensor.numel() * tensor.itemsize
+        if tensor.storage_offset() or tensor.untyped_storage().nbytes() != whole:
+            output = structures.replaced(output, path, tensor.clone())
+    return output
 
 
 @contextmanager

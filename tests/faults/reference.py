@@ -134,4 +134,6 @@ def _number(tensor, element):
 
 
 def _tensors(output):
-    return [structures.get(output, path) for path in structures.outputs(output).values()]
+    found = [structures.get(output, path) for path in structures.outputs(output).values()]
+    # A model may have dropped the dimension of its only sample.
+    return [x if 1 in x.shape else x[None] for x in found]

@@ -1,6 +1,9 @@
 """Campaigns on models that take several inputs, by place or by name."""
 
+import io
+
 import nets
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -184,6 +187,30 @@ def test_what_has_no_numbers_is_refused(where):
         with pytest.raises(CampaignError, match=r"on the meta device, .* pass real data"):
             use()
     assert (sites(model.to(meta), x.to(meta))["bits"] == 32).all()
+
+
+def test_sites_can_come_from_a_file():
+    net = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3)).eval()
+    data = torch.randn(5, 8), torch.zeros(5).long()
+    table = sites(net, data[0][:1]).query("layer in ['0', '2']")
+    written = pd.read_csv(io.StringIO(table.to_csv(index=False)))
+    assert written["layer"].dtype == np.int64
+    one, other = (campaign(data, net, sites=x).sites for x in (table, written))
+    pd.testing.assert_frame_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda x: pd.concat([x, x[["layer"]]], axis=1), "several columns 'layer'; leave one"),
+        (lambda x: x.assign(role=[["output"]] * len(x)), r"has no .*\['output'\].*pass rows"),
+        (lambda x: x.head(0), "is empty; pass some rows"),
+    ],
+)
+def test_tables_that_name_no_sites_are_refused(change, told):
+    table = sites(nets.perceptron(), nets.samples()[0])
+    with pytest.raises(CampaignError, match=told):
+        campaign(nets.samples(), nets.perceptron(), sites=change(table))
 
 
 def test_sites_that_one_sample_does_not_reach_are_refused():

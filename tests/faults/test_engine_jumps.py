@@ -35,6 +35,17 @@ NEAR_ZERO = {
     "acos": lambda x: torch.acos(1 + x),
     "log of one more": lambda x: torch.log(x + 1e-9).nan_to_num(0),
 }
+STEEP = {
+    "reciprocal": lambda x: torch.atan(1 / x),
+    "inverse root": lambda x: torch.atan(torch.rsqrt(x.square())),
+    "quotient": lambda x: x / (x.abs() + 1e-12),
+    "logarithm of a square": lambda x: torch.log(x.square() + 1e-14) / 10,
+    "logarithm of a variance": lambda x: torch.stack([x, -x], 1).var(1).add(1e-14).log() / 10,
+    "root of a norm": lambda x: x.square().sqrt().sqrt().sqrt(),
+    "overwritten": lambda x: _overwritten(x.exp()).log().nan_to_num(0, 0, 0),
+    "with a number below zero": lambda x: (torch.full((1,), -1.0) + x.exp()).sqrt().nan_to_num(0),
+    "of a complex number": lambda x: torch.complex(-torch.ones_like(x), x).log().imag,
+}
 JUMPS = {
     "rounds": lambda x: (x + 0.5).round(),
     "rounds down": torch.floor,
@@ -43,16 +54,34 @@ JUMPS = {
     "chooses": lambda x: torch.stack([x, 0 * x], 1).argmax(1).float(),
     "sorts": lambda x: torch.stack([x, 0 * x], 1).sort(1)[1][:, 0].float(),
     "casts": lambda x: (1e6 * x).long().float(),
+    "rounds, by its other name": lambda x: torch.special.round(x + 0.5),
+    "divides and rounds down": lambda x: torch.divide(x, 1.0, rounding_mode="floor"),
+    "counts": lambda x: torch.stack([x, x], 1).norm(p=0, dim=1),
+    "angle": lambda x: torch.angle(torch.complex(-torch.ones_like(x), x)),
+    "casts to a byte": lambda x: (x + 1.0625).to(torch.float8_e4m3fn).float(),
+    "an operation of somebody's": lambda x: _rounded(x + 0.5),
     "quantises": lambda x: torch.fake_quantize_per_tensor_affine(x + 0.5, 1.0, 0, -4, 4),
 }
 
 
-@pytest.mark.parametrize("name", NEAR_ZERO | JUMPS)
+@torch.library.custom_op("pystack_nb_tests::rounded", mutates_args=())
+def _rounded(x: torch.Tensor) -> torch.Tensor:
+    return x.round()
+
+
+def _overwritten(x):
+    x[:].sub_(1)
+    return x
+
+
+EVERYTHING = NEAR_ZERO | STEEP | JUMPS
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
 def test_where_a_last_bit_decides_outcomes_are_those_of_single_faults(name):
-    function = (NEAR_ZERO | JUMPS)[name]
-    for seed in range(3):
+    for seed in range(2):
         torch.manual_seed(seed)
-        net, inputs = Near(function, beside=False).eval(), [torch.randn(6, 16)]
+        net, inputs = Near(EVERYTHING[name], beside=False).eval(), [torch.randn(6, 16)]
         check(net, inputs, faults=flips(net, inputs, 400, seed, "neuron"))
 
 
@@ -70,6 +99,18 @@ def test_weights_on_several_samples_at_once_jump_as_they_do_on_one():
         net, inputs = Near(JUMPS["compares"], beside=False).eval(), [torch.randn(6, 16)]
         faults = flips(net, inputs, 100, seed, "weight").assign(sample=0)
         check(net, inputs, faults=faults, weight_samples=6)
+
+
+def test_whole_numbers_that_are_the_output_hang_on_jumps():
+    class Counts(Near):
+        def forward(self, x):
+            given = super().forward(x)
+            return (20 * given).round().long()
+
+    for seed in range(2):
+        torch.manual_seed(seed)
+        net, inputs = Counts(JUMPS["compares"], beside=False).eval(), [torch.randn(6, 16)]
+        check(net, inputs, faults=flips(net, inputs, 200, seed, "neuron"))
 
 
 class Between(nn.Module):
@@ -105,6 +146,14 @@ SMOOTH = {
     "largest": lambda x: x - x.max(-1, keepdim=True)[0],
     "sorted": lambda x: x.topk(16)[0],
     "cubed": lambda x: x**3,
+    "generalised mean": lambda x: x.clamp(min=1e-6).pow(3.0).mean(-1, True).pow(1 / 3) + x,
+    "logarithm of probabilities": lambda x: x.softmax(-1).clamp(min=1e-9).log(),
+    "logarithmic spectrum": lambda x: torch.fft.fft(x).abs().square().clamp(min=1e-10).log10(),
+    "moments": lambda x: x / torch.sqrt(torch.var_mean(x, -1, keepdim=True)[0] + 1e-5),
+    "exponential": lambda x: 2**x,
+    "of rectified": lambda x: torch.log1p(x.relu()),
+    "unit vectors by hand": lambda x: x / torch.linalg.norm(x, dim=-1, keepdim=True),
+    "without infinities": lambda x: torch.where(torch.isinf(x), 0.0, x),
     "normalised": nn.LayerNorm(16),
 }
 
@@ -141,10 +190,15 @@ def test_masks_of_the_input_do_not_jump():
 
         def forward(self, x, mask):
             scores = self.layer(x) @ x.transpose(1, 2)
+            causal = torch.ones(len(x), 5, 5).tril()
             scores = scores.masked_fill((mask == 0)[:, None], float("-inf"))
+            scores = scores.masked_fill((1 - mask.float()).bool()[:, None], float("-inf"))
+            scores = scores.masked_fill(causal == 0, float("-inf"))
             return (scores.softmax(-1) @ x).sum(1) / mask.sum(1, keepdim=True)
 
-    assert last_jump(Masked(), torch.randn(4, 5, 8), torch.ones(4, 5)) == 0
+    for mask in (torch.ones(4, 5), torch.ones(4, 5, dtype=torch.long)):
+        assert last_jump(Masked(), torch.randn(4, 5, 8), mask) == 0
+        check(Masked(), [torch.randn(4, 5, 8), mask], faults=None)
 
 
 def test_predictions_beside_the_output_do_not_jump():
