@@ -18,6 +18,7 @@ from pystack_nb.faults import engine_direct, executors, fingerprint, plan
 from pystack_nb.faults.campaign_sites import PLACE, chosen_sites
 from pystack_nb.faults.checks import check_is, whole
 from pystack_nb.faults.data import Inputs, on_device_of, tensors
+from pystack_nb.faults.metric_checks import check_nothing_wrong
 from pystack_nb.faults.metrics import Top1, as_metric
 from pystack_nb.faults.models import BitFlip, ErrorModel
 from pystack_nb.faults.patterns import Pattern
@@ -62,7 +63,8 @@ class Campaign(Analysis):
     sites : {"neurons", "weights"} or pandas.DataFrame, optional
         Where: outputs of the innermost layers, parameters and buffers, both (the default), or
         rows of what `sites` gives for an example of any size, any of them: their columns
-        ``layer``, ``call`` and ``role``.  Of integer tensors only by such rows.
+        ``layer``, ``call`` and ``role``.  Only by such rows of integer tensors, and of what
+        is there for quantisation to be simulated: observers, and copies of weights.
     seed : int
         Required.  All faults are drawn from it.
     metric : callable, optional
@@ -200,8 +202,11 @@ class Campaign(Analysis):
         """
         if self._store is not None:
             self._store.check()
+        self._check_metric()
         planned = self._planned(executor, progress=progress)
         print(planned)  # noqa: T201 - what a run will do is said before it does it
+        if there := len(self._done()):
+            print(f"{there:,} of {len(planned.faults):,} faults are there already")  # noqa: T201
         self._inject(planned, executor, progress=progress)
         return self.results
 
@@ -210,7 +215,8 @@ class Campaign(Analysis):
         """A row per finished fault: what was planned, ``outcome before after score``.
 
         `outcome` is ``masked``, ``SDC`` or ``DUE``, `before` and `after` the element's values,
-        and `score` the metric's own number, NaN where it has none.
+        and `score` the metric's own number, NaN where it has none.  Of a folder it is there
+        after `run`, which only evaluates what is left.
         """
         done = self._done()
         if self._plan is None or done.empty:
@@ -239,7 +245,8 @@ class Campaign(Analysis):
             It strikes what it struck in the campaign, whatever seed `inject` is given, in a
             forward of its ``sample`` alone (with `weight_samples` of each that it was tried on).
             In a forward of several it needs ``dataclasses.replace(fault, sample=...)``, unless
-            it is one of a weight.
+            it is one of a weight.  Without ``torch.no_grad()``, under which campaigns run, some
+            layers round otherwise.
 
         Raises
         ------
@@ -249,7 +256,7 @@ class Campaign(Analysis):
         Examples
         --------
         >>> row = campaign.results.query("outcome == 'SDC'").iloc[0]
-        >>> with faults.inject(model, campaign.fault(row["fault"])) as log:
+        >>> with torch.no_grad(), faults.inject(model, campaign.fault(row["fault"])) as log:
         ...     model(images[[row["sample"]]])
         >>> log.to_frame()
         """
@@ -306,13 +313,26 @@ class Campaign(Analysis):
 
     def _golden_hash(self) -> str:
         """Hash the bits of some outputs: what they hang on besides weights shows in them."""
-        samples = np.unique(np.linspace(0, len(self.inputs[0]) - 1, 3).astype(int)).tolist()
+        return fingerprint.of_values(self._golden(self._some_samples(3)))
+
+    def _check_metric(self) -> None:
+        some = self._some_samples(16)
+        if self._plan is None:
+            labels = None if self.labels is None else self.labels[some]
+            check_nothing_wrong(self.metric, self._golden(some), labels)
+
+    def _some_samples(self, count: int) -> list[int]:
+        samples: list[int] = np.unique(
+            np.linspace(0, len(self.inputs[0]) - 1, count).astype(int)
+        ).tolist()
+        return samples
+
+    def _golden(self, samples: list[int]) -> list[list[torch.Tensor]]:
         with repeatable(self.inputs[0].device):
-            outputs = [
+            return [
                 engine_direct.forward(self.model, self.inputs.each(lambda x, i=i: x[[i]]))  # type: ignore[misc]
                 for i in samples
             ]
-        return fingerprint.of_values(outputs)
 
     def _stratify(self) -> list[Stratum]:
         found = stratify(

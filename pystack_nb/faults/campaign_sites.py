@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import pandas as pd
 
 from pystack_nb.errors import CampaignError
 from pystack_nb.faults import bits
+from pystack_nb.faults.layers import layers
 from pystack_nb.faults.sites import sites_of_a_sample
 
 
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
     from pystack_nb.faults.data import Inputs
 
 PLACE = ["layer", "call", "role"]  # the columns that name a site
+_SIMULATING = {
+    "torch.ao.quantization.fake_quantize": "FakeQuantizeBase",
+    "torch.ao.quantization.observer": "ObserverBase",
+}
 _KINDS = {"neurons": "neuron", "weights": "weight"}
 
 
@@ -65,6 +72,7 @@ def chosen_sites(model: torch.nn.Module, inputs: Inputs, chosen: Any) -> pd.Data
     numbers = np.array([x.is_floating_point or x in bits.QUANTISED for x in found["dtype"]], bool)
     here = (found["kind"] == "weight") | found["role"].str.startswith("output")
     wanted = here & numbers & (found["bits"] > 0) & (found["same_as"] == "")
+    wanted &= ~_simulated(model, found)
     if chosen is not None:
         wanted &= found["kind"] == _KINDS[chosen]
     if not wanted.any():
@@ -73,6 +81,22 @@ def chosen_sites(model: torch.nn.Module, inputs: Inputs, chosen: Any) -> pd.Data
             " faults.sites(model, inputs) as sites"
         )
     return found[wanted].reset_index(drop=True)
+
+
+def _simulated(model: torch.nn.Module, found: pd.DataFrame) -> pd.Series:
+    """Tell what is there for quantisation to be simulated, in no hardware.
+
+    These are the parameters of fake quantisers and observers, and what they make of weights:
+    what they make of activations stands for what is stored.
+    """
+    kinds = [
+        kind
+        for module, name in _SIMULATING.items()
+        if (kind := getattr(sys.modules.get(module), name, None)) is not None
+    ]
+    names = [name for name, x in layers(model).items() if isinstance(x.module, tuple(kinds))]
+    weights = (found["kind"] == "weight") | found["layer"].str.endswith("weight_fake_quant")
+    return found["layer"].isin(names) & weights
 
 
 def _rows(found: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from pystack_nb.faults import bits, values
-from pystack_nb.faults.metrics import main_output, rows_of, verdict_of
+from pystack_nb.faults.metric_checks import verdict_of
+from pystack_nb.faults.metrics import main_output, rows_of
 
 
 if TYPE_CHECKING:

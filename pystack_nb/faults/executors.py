@@ -37,7 +37,7 @@ from pystack_nb.errors import CampaignError
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
 
 _WINDOW = 64  # batches handed out and not yet back
@@ -46,6 +46,7 @@ _TRIES = 2  # of a fault that kills its process: something else may have done so
 _HOPELESS = 4  # faults that do, before anything is finished
 _TRIAL_SECONDS = 0.06  # tell how long the rest takes
 _TRIAL_FIRST = 4  # faults that are tried together, after the first one alone
+_LOOK, _NO_WORKERS = 5.0, 60.0  # seconds: how often workers are looked for, and how long
 _local = threading.local()
 
 
@@ -105,8 +106,8 @@ def evaluate(
     Raises
     ------
     CampaignError
-        The executor is none, the job can't be sent, or pools broke again and again whatever
-        they were given.
+        The executor is none, the job can't be sent, pools broke again and again whatever
+        they were given, or Dask has no workers any more.
 
     Warns
     -----
@@ -208,7 +209,7 @@ class _Alone:
         pool = self._pool if self._own is None else self._own
         self._make_ready(pool, token, where)
         try:
-            result: pd.DataFrame = pool.submit(evaluate, token, where, batch).result()
+            result: pd.DataFrame = _result(pool, evaluate, token, where, batch)
         except Exception as error:
             deaths = _deaths(error)
             if not deaths:
@@ -223,7 +224,7 @@ class _Alone:
         """Let a worker make its engine: where this breaks, no fault is to blame."""
         for again in range(_TRIES, -1, -1):
             try:
-                pool.submit(ready, token, where).result()
+                _result(pool, ready, token, where)
             except Exception as error:
                 if not _deaths(error):
                     raise
@@ -264,7 +265,7 @@ def _until_broken(
             batch = None
             if not pending:
                 return
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+            for future in _first_done(pending, pool):
                 if _given_up(pool, future):
                     # Dask goes on with all others.
                     lost.append(pending.pop(future))
@@ -364,6 +365,29 @@ def evaluated(engine: Any, batch: pd.DataFrame) -> pd.DataFrame:
 
 def _is_dask(pool: Executor) -> bool:
     return type(pool).__name__ == "ClientExecutor"
+
+
+def _first_done(futures: Collection[Future[Any]], pool: Executor) -> set[Future[Any]]:
+    """Wait for some futures: not for ever, where Dask has no worker that could finish one."""
+    away = 0.0
+    while not (
+        done := wait(futures, _LOOK if _is_dask(pool) else None, return_when=FIRST_COMPLETED).done
+    ):
+        workers = vars(pool)["_client"].scheduler_info()["workers"]
+        away = 0.0 if workers else away + _LOOK
+        if away >= _NO_WORKERS:
+            raise CampaignError(
+                f"Dask has had no worker for {away:.0f} s: faults may have killed them all; start"
+                " others, with dask's distributed.deploy.lost-worker-timeout at some minutes, and"
+                " run the campaign again: finished batches are kept"
+            )
+    return done
+
+
+def _result(pool: Executor, task: Callable[..., Any], *args: Any) -> Any:
+    future = pool.submit(task, *args)
+    _first_done([future], pool)
+    return future.result()
 
 
 def _given_up(pool: Executor, future: Future[pd.DataFrame]) -> bool:

@@ -197,6 +197,8 @@ def _counts(number: object, name: str) -> int:
         value = operator.index(number)  # type: ignore[arg-type]
     except TypeError:
         several = " (several are a tuple)" if isinstance(number, Iterable) else ""
+        if isinstance(number, type) and issubclass(number, Pattern):
+            several = f", but a class: {number.__name__}() is a pattern"
         raise FaultError(
             f"{name} counts from 0, and {number!r:.60} is no whole number{several}: give one"
         ) from None

@@ -347,7 +347,7 @@ class Function(Metric):
                 raise
             wrong = next(x for x in said if not _is_number(x))
             raise CampaignError(
-                f"the metric {self._name} returned {_shown(wrong)}: {_of_function(golden, given)}"
+                f"the metric {self._name} returned {shown(wrong)}: {_of_function(golden, given)}"
             ) from error
 
     @property
@@ -376,16 +376,22 @@ _MISTAKES = (AttributeError, IndexError, RuntimeError, TypeError, ValueError, Ov
 def _of_function(golden: torch.Tensor, labels: Any) -> str:
     """Say what a function is given, and what it has to do."""
     return (
-        "it is given (golden, faulty, label) of one sample without a batch dimension, here"
-        f" outputs of shape {tuple(golden.shape[1:])} and as label {_shown(labels[0])}; let it"
+        "it is given (golden, faulty, label) of one sample without a batch dimension, of a model"
+        " that gives several tensors the first of floating point, here"
+        f" outputs of shape {tuple(golden.shape[1:])} and as label {shown(labels[0])}; let it"
         " return True or False, or a number that is 0 where nothing is wrong"
     )
 
 
-def _shown(thing: Any) -> str:
+def shown(thing: Any) -> str:
+    """Say in a few words what something is."""
     if isinstance(thing, torch.Tensor):
-        return f"a tensor of shape {tuple(thing.shape)}"
+        return f"a tensor of shape {tuple(thing.shape)} and type {_type_of(thing)}"
     return "None" if thing is None else f"{type(thing).__name__} {thing!r:.60}"
+
+
+def _type_of(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _is_number(thing: Any) -> bool:
@@ -394,41 +400,6 @@ def _is_number(thing: Any) -> bool:
     except _MISTAKES:
         return False
     return True
-
-
-def verdict_of(
-    metric: Metric,
-    golden: Sequence[torch.Tensor],
-    faulty: Sequence[torch.Tensor],
-    labels: torch.Tensor | None,
-) -> Verdict:
-    """Ask a metric, and check that what it says is a verdict; see `Metric.judge_all`.
-
-    Raises
-    ------
-    CampaignError
-        It is something else.
-    """
-    verdict = metric.judge_all(golden, faulty, labels)
-    _check_verdict(metric, verdict, len(golden[0]))
-    return verdict
-
-
-def _check_verdict(metric: Metric, verdict: Any, rows: int) -> None:
-    if isinstance(verdict, Verdict):
-        lead = [] if verdict.lead is None else [verdict.lead]
-        parts: list[Any] = [verdict.changed, verdict.score, *lead]
-        wrong = [x for x in parts if not isinstance(x, torch.Tensor) or x.shape != (rows,)]
-        if not wrong:
-            return
-        said = f"a Verdict with {_shown(wrong[0])}"
-    else:
-        said = _shown(verdict)
-    judge = "judge" if type(metric).judge_all is Metric.judge_all else "judge_all"
-    raise CampaignError(
-        f"{type(metric).__name__}.{judge}() returned {said} for a batch of {rows}: let it return"
-        f" faults.Verdict(changed, score), tensors of shape (n,), here ({rows},)"
-    )
 
 
 def rows_of(tensor: torch.Tensor) -> torch.Tensor:
@@ -445,8 +416,8 @@ def _as_classes(labels: torch.Tensor, wanted: torch.Tensor, classes: int) -> tor
     """Give labels the shape of the classes that they are compared with."""
     if labels.is_floating_point() or labels.is_complex() or labels.numel() != wanted.numel():
         raise CampaignError(
-            f"labels of shape {tuple(labels.shape[1:])} and type"
-            f" {str(labels.dtype).removeprefix('torch.')} name no class of a sample: give whole"
+            f"labels of shape {tuple(labels.shape[1:])} and type {_type_of(labels)} name no"
+            " class of a sample: give whole"
             " numbers, one for each class that the model tells, or another metric"
         )
     if labels.numel() and not (labels.min() >= 0 and labels.max() < classes):

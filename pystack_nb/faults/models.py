@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
@@ -158,7 +158,7 @@ class BitModel(ErrorModel):
         return self.choice.count(dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BitFlip(BitModel):
     """Stored bits are inverted.
 
@@ -213,6 +213,7 @@ class StuckAt(BitModel):
     """
 
     value: int
+    _: KW_ONLY
     bits: int = 1
     bit: int | Listed[int] | None = None
     field: str | None = None

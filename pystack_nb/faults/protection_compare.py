@@ -69,7 +69,9 @@ def compare(
     faults : Plan or pandas.DataFrame
         ``campaign.plan()``, of any allocation: its strata are weighted by their sizes.  Or a
         table of faults, with those columns of `Plan.faults` that say where and how to strike:
-        it is taken for a plain random sample, each row for as much as another.  The faults of
+        it is taken for a plain random sample, each row for as much as another.  Of campaigns
+        with a pattern, or with error models that depend on values, as `Noise`, there are none
+        such.  The faults of
         a plan are not quite one, even if it is proportional: each stratum has one at least.
     protections : mapping of str to Defence or sequence of Defence
         What to compare, by names; ``none`` is the name of the row without any.

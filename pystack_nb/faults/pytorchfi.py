@@ -66,7 +66,8 @@ class FaultInjection(Reports):
     ----------
     model : torch.nn.Module
         In train or eval mode.  It is run once, on one random sample, to find its layers;
-        this touches neither its state nor any random generator.
+        this touches its state no more than that, and of random generators only torch's, from
+        which PyTorchFI draws the sample, too.
     batch_size : int
         Neuron faults can be in samples 0 to ``batch_size - 1``.
     input_shape : list of int, optional
@@ -323,11 +324,10 @@ fault_injection = FaultInjection
 
 
 def _random_sample(shape: list[int], first: torch.Tensor | None, use_cuda: bool) -> torch.Tensor:
-    # A generator of its own: PyTorchFI advances the global one.
-    sample = torch.randn((1, *shape), generator=torch.Generator().manual_seed(0))
-    if first is None:
-        return sample.cuda() if use_cuda else sample
-    return sample.to("cuda" if use_cuda and not first.is_cuda else first.device, first.dtype)
+    # From the global generator, as PyTorchFI does: what a script draws next is then the same.
+    dtype = None if first is None else first.dtype
+    sample = torch.randn((1, *shape), dtype=dtype, device="cuda" if use_cuda else None)
+    return sample if first is None or use_cuda else sample.to(first.device)
 
 
 def _weight_shape(module: nn.Module) -> torch.Size | None:

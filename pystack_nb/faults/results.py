@@ -98,6 +98,11 @@ class Analysis(ABC):
         if "dtype" in keys and "dtype" not in results:
             of = self.strata.set_index("stratum")["dtype"]
             results = results.assign(dtype=results["stratum"].map(of))
+        if "outcome" in keys:
+            raise CampaignError(
+                "outcomes are what is counted, by something else: pass other columns, such as"
+                ' ("layer", "bit")'
+            )
         if unknown := [x for x in keys if x not in list(results)] or (not keys and ["()"]):
             raise CampaignError(
                 f"results have no column {unknown[0]!r}; pass some of"

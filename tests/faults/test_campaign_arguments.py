@@ -1,6 +1,7 @@
 """Campaigns on models that take several inputs, by place or by name."""
 
 import io
+import warnings
 
 import nets
 import numpy as np
@@ -211,6 +212,26 @@ def test_tables_that_name_no_sites_are_refused(change, told):
     table = sites(nets.perceptron(), nets.samples()[0])
     with pytest.raises(CampaignError, match=told):
         campaign(nets.samples(), nets.perceptron(), sites=change(table))
+
+
+def test_what_only_simulates_quantisation_is_struck_only_where_it_is_named():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
+        net.qconfig = torch.ao.quantization.get_default_qat_qconfig("x86")
+        net = torch.ao.quantization.prepare_qat(net.train())
+        net(nets.samples()[0])
+        net.eval()
+    listed = sites(net, nets.samples()[0])
+    assert listed["layer"].str.contains("fake_quant").any()
+    one = campaign(nets.samples(), net)
+    assert not one.sites["layer"].str.contains("weight_fake_quant").any()
+    owners = {"0", "2"}
+    assert set(one.sites.query("kind == 'weight'")["layer"]) == owners
+    of_activations = one.sites["layer"].str.contains("activation_post_process")
+    assert set(one.sites[of_activations]["kind"]) == {"neuron"}
+    named = listed[listed["layer"] == "0.weight_fake_quant"].query("role == 'output'")
+    assert len(campaign(nets.samples(), net, sites=named).sites) == 1
 
 
 def test_sites_that_one_sample_does_not_reach_are_refused():

@@ -82,6 +82,16 @@ def test_where_each_batch_kills_its_worker_no_fault_is_to_blame(client, make, mo
         one.run(client, progress=False)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_cluster_whose_workers_are_gone_is_not_waited_for(client, make, monkeypatch):
+    monkeypatch.setattr(executors, "_LOOK", 0.2)
+    monkeypatch.setattr(executors, "_NO_WORKERS", 1.0)
+    client.cluster.scale(0)
+    client.retire_workers()
+    with pytest.raises(CampaignError, match=r"no worker for 1 s: .* finished batches are kept"):
+        make().run(client, progress=False)
+
+
 def dies_once(path, payload):
     if not path.exists():
         path.touch()

@@ -56,6 +56,7 @@ IMAGES = torch.linspace(-1, 1, 3 * 64).reshape(3, 1, 8, 8)
         (lambda: Fault("5", "weight", BitErrorRate(0.1), Zero()), "ElementErrorRate"),
         (lambda: Fault("5", "weight", BitErrorRate(2)), "from 0 to 1"),
         (lambda: Fault("5", index=(0, 10)), "from 0 to 9"),
+        (lambda: Fault("5", index=Channel), r"a class: Channel\(\) is a pattern"),
         (lambda: Fault("5", index=(3, 0)), "no sample 3"),
         (lambda: Fault("5", index=(3, 10)), "from 0 to 9"),
         (lambda: Fault("5", sample=3), "no sample 3"),

@@ -80,6 +80,7 @@ def judging(give):
             "returned a Verdict with a tensor of shape",
         ),
         (lambda x: faults.Verdict(x, None), "returned a Verdict with None"),
+        (lambda x: faults.Verdict(2 * x, x.double()), "returned a Verdict .* and type int64"),
     ],
 )
 def test_a_metric_that_returns_no_verdict_is_told_to(give, told):
@@ -95,6 +96,20 @@ def test_a_metric_of_all_tensors_that_returns_no_verdict_is_told_to():
     told = r"Own.judge_all\(\) returned a tensor.*let it return faults.Verdict"
     with pytest.raises(CampaignError, match=told):
         campaign(Own()).run(progress=False)
+
+
+@pytest.mark.parametrize("metric", [lambda g, f, _: bool((g == f).all()), lambda *_: float("nan")])
+def test_a_metric_that_tells_what_is_right_is_refused(metric):
+    with pytest.raises(CampaignError, match="in all of 8 samples: let it return True"):
+        campaign(metric).run(progress=False)
+
+
+def test_a_metric_that_calls_some_samples_wrong_is_warned_of():
+    def missed(golden, faulty, label):
+        return bool(faulty.argmax() != label)
+
+    with pytest.warns(RuntimeWarning, match=r"in \d+ of 8 samples: all faults in such samples"):
+        campaign(missed).run(progress=False)
 
 
 def test_a_function_that_gives_nan_says_that_the_output_is_wrong():

@@ -256,7 +256,7 @@ def test_finding_the_layers_touches_nothing():
     state, level = copy.deepcopy(model.state_dict()), logging.getLogger().handlers[:]
     generators = torch.get_rng_state(), random.getstate()
     legacy = np.random.get_state()[1].tolist()  # noqa: NPY002 - the global one
-    FaultInjection(model, 2, SHAPE, ["all"])
+    FaultInjection(model, 2, SHAPE, ["all"], inputs=torch.ones(1, *SHAPE))
     assert all(module.training for module in model.modules())
     assert same(state.values(), model.state_dict().values())
     assert torch.equal(generators[0], torch.get_rng_state())
@@ -264,6 +264,16 @@ def test_finding_the_layers_touches_nothing():
     assert legacy == np.random.get_state()[1].tolist()  # noqa: NPY002
     assert hooks(model) == 0
     assert logging.getLogger().handlers == level
+
+
+def test_the_sample_is_drawn_as_pytorchfi_draws_it():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.5)).train()
+    torch.manual_seed(3)
+    torch.randn((1, *SHAPE))
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    FaultInjection(model, 2, SHAPE)
+    assert torch.equal(torch.rand(4), expected)
 
 
 def test_indices_beyond_an_outputs_dimensions_are_ignored_with_a_warning(pfi):

@@ -106,6 +106,8 @@ def test_columns_can_be_named_in_one_text():
 def test_columns_that_can_not_be_are_refused():
     with pytest.raises(CampaignError, match=r"by=5 names no columns; pass"):
         Outcomes().summary(5)
+    with pytest.raises(CampaignError, match="outcomes are what is counted"):
+        Outcomes().summary(("layer", "outcome"))
     with pytest.raises(CampaignError, match="no column 3"):
         Outcomes().summary([3])
     with pytest.raises(CampaignError, match=r"no column \['layer'\]"):
