@@ -242,10 +242,12 @@ def test_a_killed_campaign_goes_on_and_ends_with_the_same_table(expected, tmp_pa
     assert not list(folder.glob("*.unfinished"))
 
 
-def test_a_finished_campaign_is_not_run_again(tmp_path, expected, monkeypatch):
+def test_a_finished_campaign_is_not_run_again(tmp_path, expected, capsys):
     run(campaign(path=tmp_path))
+    assert "already" not in capsys.readouterr().out
     parts = sorted(tmp_path.iterdir())
     same(run(campaign(path=tmp_path)), expected)
+    assert f"\n{FAULTS} of {FAULTS} faults are there already\n" in capsys.readouterr().out
     assert sorted(tmp_path.iterdir()) == parts
 
 
