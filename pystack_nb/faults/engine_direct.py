@@ -20,7 +20,7 @@ from pystack_nb.faults import structures
 from pystack_nb.faults.blame import check_blame
 from pystack_nb.faults.data import Inputs
 from pystack_nb.faults.engine_trace import hooked
-from pystack_nb.faults.state import untouched
+from pystack_nb.faults.state import accelerator_generators, untouched
 
 
 if TYPE_CHECKING:
@@ -48,12 +48,11 @@ def check_chance(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> None
 
 
 def _generators() -> tuple[Any, ...]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     legacy = np.random.get_state(legacy=True)  # noqa: NPY002 - the global one
     return (
         random.getstate(),
         *(x.tobytes() if isinstance(x, np.ndarray) else x for x in legacy),
-        *(x.numpy().tobytes() for x in (torch.get_rng_state(), *cuda)),
+        *(x.numpy().tobytes() for x in (torch.get_rng_state(), *accelerator_generators())),
     )
 
 

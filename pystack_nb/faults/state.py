@@ -89,18 +89,48 @@ def _put_back(
 @contextmanager
 def _generators_kept() -> Iterator[None]:
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one
-    cpu = torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+    cpu, accelerator = torch.get_rng_state(), accelerator_generators()
 
     def put_back() -> None:
         random.setstate(python)
         np.random.set_state(legacy)  # noqa: NPY002 - the global one
         torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
+        _set_accelerator_generators(accelerator)
 
     with at_the_end(put_back):
         yield
+
+
+def accelerator_generators() -> list[torch.Tensor]:
+    """Give the states of an accelerator's random generators, one for each device.
+
+    Of an accelerator that is not in use there is none: to ask would set it up.
+    """
+    module = _accelerator_in_use()
+    if hasattr(module, "get_rng_state_all"):
+        return list(module.get_rng_state_all())
+    # Apple's is a single device.
+    return [module.get_rng_state()] if hasattr(module, "get_rng_state") else []
+
+
+def _set_accelerator_generators(states: list[torch.Tensor]) -> None:
+    if not states:
+        return
+    module = _accelerator_in_use()
+    if hasattr(module, "set_rng_state_all"):
+        module.set_rng_state_all(states)
+    else:
+        module.set_rng_state(*states)
+
+
+def _accelerator_in_use() -> Any:
+    """Give torch's module of the accelerator, as `torch.cuda`; None if it is not in use."""
+    if (device := torch.accelerator.current_accelerator()) is None:
+        return None
+    module: Any = torch.get_device_module(device)
+    # Apple's is always set up, where there is one.
+    is_used = getattr(module, "is_initialized", torch.accelerator.is_available)
+    return module if is_used() else None
 
 
 @contextmanager
