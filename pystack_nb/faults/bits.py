@@ -313,7 +313,7 @@ def bits_of(value: float, dtype: torch.dtype) -> int:
     bits = width(dtype)
     if not dtype.is_floating_point and not _holds(value, dtype):
         raise FaultError(f"{value!r} is no value of {dtype}: choose one that this type can hold")
-    number = torch.tensor([value], dtype=dtype)
+    number = torch.tensor([value], dtype=dtype, device="cpu")
     return int(stored(number).item()) & ((1 << bits) - 1)
 
 

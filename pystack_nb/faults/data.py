@@ -98,7 +98,7 @@ def tensors(data: Any) -> tuple[Inputs, torch.Tensor | None]:
         inputs, labels = _listed(data), None
     elif isinstance(data, tuple) and len(data) == 2:
         inputs = _listed(data[0])
-        labels = None if data[1] is None else torch.as_tensor(data[1])
+        labels = None if data[1] is None else _tensor(data[1])
     elif isinstance(data, DataLoader | Dataset) or _is_list(data):
         inputs, labels = _split(_collated(data))
     else:
@@ -148,6 +148,11 @@ def _is_list(data: Any) -> bool:
     return isinstance(data, Sequence) and not isinstance(data, tuple | str | bytes)
 
 
+def _tensor(data: Any) -> torch.Tensor:
+    # `torch.as_tensor` moves tensors, too, to the default device.
+    return data if isinstance(data, torch.Tensor) else torch.as_tensor(data)
+
+
 def _listed(inputs: Any) -> Inputs:
     names: tuple[str, ...] = ()
     if isinstance(inputs, Mapping):
@@ -156,7 +161,7 @@ def _listed(inputs: Any) -> Inputs:
         inputs = [inputs[name] for name in names]
     found = list(inputs) if isinstance(inputs, tuple | list) else [inputs]
     try:
-        return Inputs([torch.as_tensor(x) for x in found], names)
+        return Inputs(map(_tensor, found), names)
     except (TypeError, ValueError, RuntimeError):
         raise CampaignError(f"these inputs are no tensors; {_FORMS}") from None
 
@@ -233,6 +238,6 @@ def _split(batch: Any) -> tuple[Inputs, torch.Tensor | None]:
         return _listed(batch), None
     parts = list(batch)
     if isinstance(parts[0], Mapping) and len(parts) == 2:
-        return _listed(parts[0]), torch.as_tensor(parts[1])
+        return _listed(parts[0]), _tensor(parts[1])
     found = _listed(parts)
     return (Inputs(found[:-1]), found[-1]) if len(found) > 1 else (found, None)

@@ -339,8 +339,8 @@ class Function(Metric):
             raise
         try:
             return Verdict(
-                torch.tensor([bool(x) for x in said]),
-                torch.tensor([float(x) for x in said], dtype=torch.float64),
+                torch.tensor([bool(x) for x in said], device="cpu"),
+                torch.tensor([float(x) for x in said], dtype=torch.float64, device="cpu"),
             )
         except _MISTAKES as error:
             if type(error) not in _MISTAKES:

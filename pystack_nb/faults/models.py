@@ -380,7 +380,8 @@ class Custom(ErrorModel):
         count = len(elements.positions)
         made = self.function(values.taken(elements), rng)
         try:
-            new = torch.as_tensor(made)
+            # A tensor stays where it is, whatever the default device is.
+            new = made if isinstance(made, torch.Tensor) else torch.as_tensor(made, device="cpu")
         except (TypeError, ValueError, RuntimeError):
             raise FaultError(
                 f"the function made {made!r}, which is no number: return the values"

@@ -62,7 +62,8 @@ def put_at(elements: Elements, values: torch.Tensor) -> None:
         rounded = _finite(values.double()).round().clamp(float(limits.min), float(limits.max))
         top = rounded >= float(limits.max)
         values = rounded.masked_fill(top, 0).to(tensor.dtype)
-        values = torch.where(top, torch.tensor(limits.max, dtype=tensor.dtype), values)
+        most = torch.tensor(limits.max, dtype=tensor.dtype, device=tensor.device)
+        values = torch.where(top, most, values)
     else:
         values = values.to(tensor.dtype)
     elements.write(values.view(bits.stored_dtype(tensor.dtype)))

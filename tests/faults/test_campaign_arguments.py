@@ -234,6 +234,17 @@ def test_what_only_simulates_quantisation_is_struck_only_where_it_is_named():
     assert len(campaign(nets.samples(), net, sites=named).sites) == 1
 
 
+@pytest.mark.parametrize("metric", [None, lambda golden, faulty, _: bool((golden != faulty).any())])
+@pytest.mark.parametrize("error", [None, Noise(1.0)])
+def test_data_stays_where_it_is_whatever_the_default_device_is(metric, error):
+    data, net = nets.samples(), nets.perceptron()
+    expected = campaign(data, net, error, metric=metric).run(progress=False)
+    # Of all devices the one from which nothing comes back.
+    with torch.device("meta"):
+        found = campaign(data, net, error, metric=metric).run(progress=False)
+    pd.testing.assert_frame_equal(found, expected)
+
+
 def test_sites_that_one_sample_does_not_reach_are_refused():
     table = sites(nets.perceptron(), nets.samples()[0]).query("role == 'output'")
     for wrong in ({"call": 1}, {"layer": "third"}, {"role": "output.0"}):

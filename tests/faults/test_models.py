@@ -111,6 +111,19 @@ def test_a_value_replaces_another_and_the_masks_say_so(dtype, value):
     np.testing.assert_array_equal(drawn.value, [value] * 4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+@pytest.mark.parametrize(
+    "made", [lambda values, _: values.double() + 2.0**63, lambda *_: [2.0**63] * 3]
+)
+def test_a_value_is_written_whatever_the_default_device_is(dtype, made):
+    tensor = torch.zeros(3, dtype=dtype)
+    most = 2**63 if dtype.is_floating_point else torch.iinfo(dtype).max
+    # Of all devices the one where nobody can look at a number.
+    with torch.device("meta"):
+        assert struck(Custom(made), tensor)[2].tolist() == [most] * 3
+        assert struck(Replace(7), tensor)[2].tolist() == [7] * 3
+
+
 def test_zero_is_all_bits_zero():
     _, after, *_ = struck(Zero(), torch.tensor([-1.0, math.nan]))
     assert after.tolist() == [0, 0]
