@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "EngineData"]
 
 _LARGEST_BATCH = 512
+_LONG = 0.1  # seconds, beside which what a part costs besides is nothing
+_NEARLY = 1.15  # as quick as the quickest: clocks are not more exact
 # Rounding errors that were seen, times this, is what may happen.
 _SAFETY = 32
 # What a few hundred operations make of one: more than that is another result.
@@ -283,7 +285,7 @@ class Engine:
         """Find the quickest batch, and how far its numbers are from those of single samples."""
         program = self.program
         assert program is not None  # noqa: S101 - asked for only where there is one
-        best, quickest = self._given_batch or 1, float("inf")
+        each: dict[int, float] = {}  # seconds of a row, by size
         size = self._given_batch or 16
         with torch.inference_mode():
             constants = program.constants()
@@ -295,17 +297,18 @@ class Engine:
                         raise
                     size //= 2
                     self._largest_batch = size
-                    if quickest < float("inf"):
+                    if each:
                         break
-                    best = min(best, size)
                     continue
-                if taken / size < 0.95 * quickest:
-                    best, quickest = size, taken / size
-                elif size > 2 * best:
+                each[size] = taken / size
+                enough = _NEARLY * min(each.values())
+                if self._given_batch or size >= self._largest_batch or taken > _LONG:
                     break
-                if self._given_batch or size >= self._largest_batch or taken > 1:
+                if min([*each.values()][-2:]) > enough:  # the last two are slower
                     break
                 size *= 2
+            # Of some that are about as quick the largest, which has the fewest parts.
+            best = max(n for n, x in each.items() if x <= enough)
             few = np.arange(min(8, len(self.data), size))
             golden = Golden(program, constants, self.data.rows(few))
             golden.advance(program.length)
@@ -317,7 +320,7 @@ class Engine:
     ) -> tuple[list[torch.Tensor], float]:
         rows = self.data.rows(np.arange(size) % len(self.data))
         taken = float("inf")
-        for _ in range(2):
+        for _ in range(3):
             env = constants | {i: x.clone() for i, x in zip(program.inputs, rows, strict=True)}
             started = time.perf_counter()
             program.run(env, size, 0, program.length)
