@@ -271,7 +271,7 @@ class Known:
         if name == "add":
             far = number is not None and number >= _far(power)
             return Facts(True, apart or far, power)
-        scaled = number is not None and as_number(pair[0] if name == "div" else None) is None
+        scaled = number is not None and (name == "mul" or as_number(pair[1]) is not None)
         return Facts(True, apart, power if scaled else 0)
 
     def _of_kept(self, step: Step) -> Facts:

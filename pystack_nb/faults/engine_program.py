@@ -171,7 +171,6 @@ class Program:
         self._measurable = {i for i, t in floating.items() if t.numel() and t.itemsize > 1}
         self._infinite = {i for i, t in floating.items() if not t.double().isfinite().all()}
         self._types = [t.dtype for t in two.tensors]
-        self._complex = {i for i, t in enumerate(two.tensors) if t.is_complex()}
         # Rows can be copied such that each lies in memory as it does by itself, unless it is a
         # view of a part of something.
         self._whole = [
@@ -381,7 +380,7 @@ class Program:
 
     def _is_complex(self, value: Any) -> bool:
         if isinstance(value, Ref):
-            return value.id in self._complex
+            return self._types[value.id].is_complex
         return isinstance(value, torch.Tensor) and value.is_complex()
 
     def _is_clean(self, position: int) -> bool:

@@ -101,9 +101,8 @@ def exposure(
         not (of other shapes or layers, broken off, or not among `runs`), and
         ``forward_seconds``, the mean T; of several forwards also ``bit_seconds_of_forwards``,
         for each row ``(layer, role, (those of each forward))``, which tells what rows have in
-        common.  `to_parquet`
-        writes it into the file's metadata, of which readers take 100 MB: pop it first where
-        rows times forwards are some millions.
+        common.  `to_parquet` writes it into the file's metadata, of which readers take 100 MB:
+        pop it first where rows times forwards are some millions.
 
     Raises
     ------

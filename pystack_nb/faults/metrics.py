@@ -417,8 +417,8 @@ def _as_classes(labels: torch.Tensor, wanted: torch.Tensor, classes: int) -> tor
     if labels.is_floating_point() or labels.is_complex() or labels.numel() != wanted.numel():
         raise CampaignError(
             f"labels of shape {tuple(labels.shape[1:])} and type {_type_of(labels)} name no"
-            " class of a sample: give whole"
-            " numbers, one for each class that the model tells, or another metric"
+            " class of a sample: give whole numbers, one for each class that the model tells, or"
+            " another metric"
         )
     if labels.numel() and not (labels.min() >= 0 and labels.max() < classes):
         raise CampaignError(

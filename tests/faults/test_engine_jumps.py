@@ -77,26 +77,27 @@ def _overwritten(x):
 EVERYTHING = NEAR_ZERO | STEEP | JUMPS
 
 
+def nets(seeds, function, *, beside=False, kind=Near):
+    """Give some seeds, with a network and inputs of each."""
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        yield seed, kind(function, beside).eval(), [torch.randn(6, 16)]
+
+
 @pytest.mark.parametrize("name", EVERYTHING)
 def test_where_a_last_bit_decides_outcomes_are_those_of_single_faults(name):
-    for seed in range(2):
-        torch.manual_seed(seed)
-        net, inputs = Near(EVERYTHING[name], beside=False).eval(), [torch.randn(6, 16)]
+    for seed, net, inputs in nets(2, EVERYTHING[name]):
         check(net, inputs, faults=flips(net, inputs, 400, seed, "neuron"))
 
 
 @pytest.mark.parametrize("name", NEAR_ZERO)
 def test_an_output_beside_the_main_one_is_no_number_where_it_is_not_by_itself(name):
-    for seed in range(3):
-        torch.manual_seed(seed)
-        net, inputs = Near(NEAR_ZERO[name], beside=True).eval(), [torch.randn(6, 16)]
+    for seed, net, inputs in nets(3, NEAR_ZERO[name], beside=True):
         check(net, inputs, faults=flips(net, inputs, 400, seed, "neuron"))
 
 
 def test_weights_on_several_samples_at_once_jump_as_they_do_on_one():
-    for seed in range(3):
-        torch.manual_seed(seed)
-        net, inputs = Near(JUMPS["compares"], beside=False).eval(), [torch.randn(6, 16)]
+    for seed, net, inputs in nets(3, JUMPS["compares"]):
         faults = flips(net, inputs, 100, seed, "weight").assign(sample=0)
         check(net, inputs, faults=faults, weight_samples=6)
 
@@ -107,9 +108,7 @@ def test_whole_numbers_that_are_the_output_hang_on_jumps():
             given = super().forward(x)
             return (20 * given).round().long()
 
-    for seed in range(2):
-        torch.manual_seed(seed)
-        net, inputs = Counts(JUMPS["compares"], beside=False).eval(), [torch.randn(6, 16)]
+    for seed, net, inputs in nets(2, JUMPS["compares"], kind=Counts):
         check(net, inputs, faults=flips(net, inputs, 200, seed, "neuron"))
 
 

@@ -102,6 +102,10 @@ def test_a_metric_of_all_tensors_that_returns_no_verdict_is_told_to():
 def test_a_metric_that_tells_what_is_right_is_refused(metric):
     with pytest.raises(CampaignError, match="in all of 8 samples: let it return True"):
         campaign(metric).run(progress=False)
+    one = campaign(metric)
+    one.plan()
+    with pytest.raises(CampaignError, match="in all of 8 samples: let it return True"):
+        one.run(progress=False)
 
 
 def test_a_metric_that_calls_some_samples_wrong_is_warned_of():
