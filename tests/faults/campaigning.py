@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
+from functools import partial
+
 import nets
 import pandas as pd
 
@@ -22,3 +27,15 @@ def run(one, *args):
 
 def same(one, other):
     pd.testing.assert_frame_equal(one, other, check_exact=True)
+
+
+def dies_elsewhere():
+    """Give a metric that kills each process but this one."""
+    return partial(_dies, os.getpid())
+
+
+def _dies(spared, golden, faulty, label):
+    del golden, faulty, label
+    if os.getpid() != spared:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return False

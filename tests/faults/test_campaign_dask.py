@@ -10,15 +10,13 @@ import pandas as pd
 import pytest
 import torch
 
+from campaigning import dies_elsewhere
+
 from pystack_nb.errors import CampaignError
 from pystack_nb.faults import campaign as campaigns
 from pystack_nb.faults import executors
 from pystack_nb.faults.campaign import Campaign
 from pystack_nb.faults.models import BitFlip
-
-
-def dies(golden, faulty, label):
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture
@@ -76,7 +74,7 @@ def test_a_fault_that_kills_each_worker_is_a_due_and_the_others_go_on(client, ma
 def test_where_each_batch_kills_its_worker_no_fault_is_to_blame(client, make, monkeypatch):
     monkeypatch.setattr(campaigns, "_BATCH", (1, 1))
     monkeypatch.setattr(executors, "_HOPELESS", 2)
-    one = make(metric=dies)
+    one = make(metric=dies_elsewhere())
     one._plan = make()._planned(None, progress=False)
     with pytest.raises(CampaignError, match="workers of Dask died again and again"):
         one.run(client, progress=False)

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 import torch
 
-from campaigning import FAULTS, campaign, run, same
+from campaigning import FAULTS, campaign, dies_elsewhere, run, same
 
 from pystack_nb.errors import CampaignError
 from pystack_nb.faults import campaign as campaigns
@@ -56,7 +56,7 @@ def test_processes_give_the_same_results_and_a_dead_one_costs_its_unfinished_bat
 def test_a_batch_that_kills_each_worker_ends_in_an_error_and_others_are_kept(
     small_batches, tmp_path
 ):
-    one = campaign(metric=dies_of_some, path=tmp_path)
+    one = campaign(metric=dies_elsewhere(), path=tmp_path)
     one._plan = campaign()._planned(None, progress=False)
     with (
         ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool,
@@ -87,10 +87,6 @@ def test_a_fault_that_kills_each_worker_is_a_due_and_the_others_go_on(monkeypatc
     assert set(found["outcome"][kills]) == {"DUE"}
     same(found[~kills], expected[~kills])
     assert len(run(campaign(**options, path=tmp_path))) == 60
-
-
-def dies_of_some(golden, faulty, label):
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_what_finished_before_a_pool_broke_is_kept():
